@@ -29,6 +29,8 @@ _TOKENIZERS_WITH_MODEL = {
 
 
 _MUCH = 10**9
+GUIDANCE = "guidance"
+"""A key of a job's inputs: the keys of guidance that apply to all lines of its prompts file."""
 HAS_OWN_DATA = "has_own_data"
 """A key of a job's inputs: its program has data of its own, so that the arguments need not name any."""
 
@@ -48,7 +50,7 @@ def input_violations(inputs: Mapping[str, Any], cwd: Path = Path()) -> Iterator[
         for values in inputs["models"]:
             yield from folder_violations(values, cwd)
         if file := inputs.get("prompts_file"):
-            for wrong in read_prompts(cwd / file)[1]:
+            for wrong in read_prompts(cwd / file, inputs.get(GUIDANCE))[1]:
                 yield "prompts_file", wrong
         if "pictures" in inputs:
             batch = PictureBatch(**inputs["pictures"])

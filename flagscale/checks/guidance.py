@@ -1,9 +1,9 @@
-"""Guidance as a user asks for it: a scale and a negative prompt, in a batch, a line of a file, or a request."""
+"""Guidance as a user asks for it: a scale and a negative prompt, in a batch, a line of it, or a request."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from flagscale.errors import Violation
 
 SCALE, NEGATIVE = "guidance_scale", "negative_prompt"
 KEYS = (SCALE, NEGATIVE)
+_NEUTRAL = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class Guidance:
 
     scale: float
     negative: str | tuple[int, ...]
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether this asks for no guidance at all: scale 1 is the prompt alone."""
+        return self.scale == 1
 
 
 def guidance_of(given: Mapping[str, Any]) -> Guidance | None:
@@ -31,6 +37,14 @@ def guidance_of(given: Mapping[str, Any]) -> Guidance | None:
 
 def guidance_violations(given: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield what is wrong with the two keys; null counts as not given."""
+    yield from value_violations(given)
+    for present, missing in ((SCALE, NEGATIVE), (NEGATIVE, SCALE)):
+        if given.get(present) is not None and given.get(missing) is None:
+            yield present, f"`{present}` needs `{missing}`"
+
+
+def value_violations(given: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield which of the two keys has a wrong value, whether or not the other one is given."""
     scale, negative = given.get(SCALE), given.get(NEGATIVE)
     if scale is not None and (type(scale) not in (int, float) or not math.isfinite(scale) or scale < 0):
         yield SCALE, f"`{SCALE}` takes a number of at least 0, not {scale!r}"
@@ -39,12 +53,67 @@ def guidance_violations(given: Mapping[str, Any]) -> Iterator[Violation]:
             NEGATIVE,
             f"`{NEGATIVE}` takes a text or a list of token ids that is not empty, not {negative!r}",
         )
-    for present, missing in ((SCALE, NEGATIVE), (NEGATIVE, SCALE)):
-        if given.get(present) is not None and given.get(missing) is None:
-            yield present, f"`{present}` needs `{missing}`"
 
 
 def _is_prompt(value: object) -> bool:
     if isinstance(value, str):
         return bool(value)
     return isinstance(value, list) and bool(value) and all(type(one) is int and one >= 0 for one in value)
+
+
+def keys_of_line(line: Mapping[str, Any], of_batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the two keys as they apply to one line of a batch: its own first, then those of the batch.
+
+    A line without keys of its own is guided only if the batch has both.
+    """
+    own = {key: line[key] for key in KEYS if line.get(key) is not None}
+    return {**of_batch, **own} if own or len(of_batch) == len(KEYS) else {}
+
+
+def negative_chat(messages: Sequence[Mapping[str, Any]], negative: str) -> list[dict[str, Any]]:
+    """Return the chat in which `negative` takes the place of what the user says last.
+
+    All other messages stay, so that both chats differ only there. The chat passed `chat_violations`.
+    """
+    last = max(place for place, message in enumerate(messages) if message.get("role") == "user")
+    return [
+        {**message, "content": negative} if place == last else dict(message)
+        for place, message in enumerate(messages)
+    ]
+
+
+def chat_violations(
+    messages: Sequence[Mapping[str, Any]], guidance: Guidance, has_media: bool
+) -> Iterator[Violation]:
+    """Yield why a chat cannot be guided; `has_media`: whether it has pictures or the like."""
+    if has_media:
+        yield SCALE, "guidance is not supported in chats with pictures, videos or audio"
+    elif isinstance(guidance.negative, str) and not any(one.get("role") == "user" for one in messages):
+        yield (
+            NEGATIVE,
+            f"`{NEGATIVE}` takes the place of the user's last message, and this chat has none: "
+            "give the token ids of a whole prompt",
+        )
+
+
+def penalty_violations(
+    sampling: Mapping[str, Any], defaults: Mapping[str, Any], remedy: str
+) -> Iterator[Violation]:
+    """Yield the penalties that apply to guided requests, which do not take any.
+
+    `sampling` is what the user gives, `defaults` what the model's folder adds; `remedy` tells how to turn the
+    values of the folder off, other than by a neutral value.
+    """
+    for name, neutral in _NEUTRAL.items():
+        own, default = sampling.get(name), defaults.get(name)
+        if own is not None and own != neutral:
+            yield (
+                name,
+                f"`{name}` {own} cannot be combined with `{SCALE}`: leave it out or set it to {neutral}",
+            )
+        elif own is None and default is not None and default != neutral:
+            yield (
+                name,
+                f"the model's generation_config.json sets `{name}` {default}, which cannot be combined with "
+                f"`{SCALE}`: set it to {neutral}, or {remedy}",
+            )

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flagscale.checks.message_files import file_violations, shown
+from flagscale.checks.guidance import (
+    Guidance,
+    chat_violations,
+    guidance_of,
+    guidance_violations,
+    keys_of_line,
+)
+from flagscale.checks.message_files import file_violations, media_of, shown
 from flagscale.files import read_regular_text
 
 _KEYS = ("prompt", "prompt_token_ids", "messages")
@@ -29,6 +36,14 @@ class Prompt:
     """The whole JSON object of a `.jsonl` file, whose other keys go to the results."""
     number: int = 0
     """Of its line in the file, from 1; 0 for a prompt in the YAML."""
+    guidance: Guidance | None = None
+    """None for an ordinary prompt, also if it asks for scale 1."""
+
+    def chat(self, wraps_text: bool) -> tuple[dict[str, Any], ...]:
+        """Return its messages; those of a text, if `wraps_text`, are one of the user's; else none."""
+        if self.text and wraps_text:
+            return ({"role": "user", "content": self.text},)
+        return self.messages
 
     @property
     def shown(self) -> str:
@@ -38,11 +53,12 @@ class Prompt:
         return self.text or f"{len(self.token_ids)} token ids"
 
 
-def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
+def read_prompts(path: Path, guidance: Mapping[str, Any] | None = None) -> tuple[list[Prompt], list[str]]:
     """Return the prompts of a file, and its problems, each with its line.
 
-    A `.jsonl` file holds one object per line, with one of `prompt`, `prompt_token_ids` and `messages`; any
-    other file holds one prompt per line. Empty lines are skipped. Files that messages name must exist.
+    A `.jsonl` file holds one object per line, with one of `prompt`, `prompt_token_ids` and `messages`, and
+    perhaps keys of guidance of its own; any other file holds one prompt per line. `guidance` holds valid keys
+    of all lines. Empty lines are skipped. Files that messages name must exist.
     """
     try:
         lines = read_regular_text(path).split("\n")
@@ -60,17 +76,36 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
         except ValueError as error:
             wrong.append(f"{path}:{number}: {error}")
             continue
-        prompts.append(replace(prompt, number=number))
-        wrong += [f"{path}:{number}: {what}" for what in file_violations(prompt.messages, path.parent)]
+        keys = keys_of_line(prompt.line, guidance or {})
+        broken = [what for _, what in guidance_violations(keys)]
+        guided = prompt if broken else _with_guidance(prompt, keys)
+        prompts.append(replace(guided, number=number))
+        if guided.guidance and prompt.messages:
+            found = chat_violations(
+                prompt.messages, guided.guidance, has_media=bool(media_of(prompt.messages))
+            )
+            broken += [what for _, what in found]
+        broken += file_violations(prompt.messages, path.parent)
+        wrong += [f"{path}:{number}: {what}" for what in broken]
     if not prompts and not wrong:
         wrong.append(f"{path}: contains no prompts")
     return prompts, wrong
 
 
-def inline_prompts(given: Sequence[object]) -> Iterator[Prompt | str]:
-    """Yield each prompt of a list in the YAML, or what is wrong with it."""
+def inline_prompts(
+    given: Sequence[object], guidance: Mapping[str, Any] | None = None
+) -> Iterator[Prompt | str]:
+    """Yield each prompt of a list in the YAML, or what is wrong with it; `guidance` as for `read_prompts`."""
+    keys = keys_of_line({}, guidance or {})
     for number, one in enumerate(given):
-        yield Prompt(one) if isinstance(one, str) and one else f"prompt {number} is not a text: {one!r}"
+        is_text = isinstance(one, str) and one
+        yield _with_guidance(Prompt(str(one)), keys) if is_text else f"prompt {number} is not a text: {one!r}"
+
+
+def _with_guidance(prompt: Prompt, keys: Mapping[str, Any]) -> Prompt:
+    """Return the prompt with the guidance that keys without violations ask for."""
+    asked = guidance_of(keys)
+    return prompt if asked is None or asked.is_ordinary else replace(prompt, guidance=asked)
 
 
 def _prompt(line: str) -> Prompt:

@@ -23,6 +23,7 @@ from flagscale.engines.vllm.adapter import VLLM
 from flagscale.node import processes
 from flagscale.node.network import is_free
 from flagscale.run.rundir import RunDir
+from flagscale_testing.guided import Size, make_llama
 from flagscale_testing.ports import free_port
 from tests.e2e.conftest import wait_until
 from tools.install_vllm import installed
@@ -80,36 +81,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_model(folder: Path) -> None:
-    """Make a random Llama of 2 layers, with a byte-level tokenizer, a chat template and sampling values."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<eos>", *alphabet, "<bos>"]
-    byte_level = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))
-    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    byte_level.decoder = decoders.ByteLevel()
-    # Plain prompts begin with a token that chats, by their template, do not begin with.
-    begin = ("<bos>", tokens.index("<bos>"))
-    byte_level.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[begin])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level, eos_token="<eos>", bos_token="<bos>")
-    tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=320,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,  # uneven logits, so that greedy choices do not depend on rounding
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    """Make a random Llama with a chat template, and with sampling values in its folder."""
+    make_llama(folder, Size(vocabulary=320, hidden=128, layers=2, positions=256))
     own = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**own, **GENERATION}))
 

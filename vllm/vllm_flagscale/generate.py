@@ -12,16 +12,18 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flagscale.checks.message_files import media_of, with_files
-from flagscale.checks.prompts import Prompt, read_prompts
+from flagscale.checks.prompts import Prompt, inline_prompts, read_prompts
 from flagscale.errors import Problem, UserError
 from flagscale.files import put_in_place, write_atomic
 from flagscale.run.env import PROGRESS_FILE
 from flagscale.run.failure import MISTAKE
+from vllm_flagscale.guidance.negative import guided_params, negatives
+from vllm_flagscale.guidance.wiring import add_argument, wire
 from vllm_flagscale.sampling import Sampling, sampling_of
 from vllm_flagscale.seeds import survive_seeds
 
@@ -41,16 +43,20 @@ def main() -> int:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="vllm_flagscale.generate"))
+    add_argument(parser)
     _add_arguments(parser)
     arguments = parser.parse_args()
     output = Path(arguments.output)
     survive_seeds(arguments)
-    engine_args = EngineArgs.from_cli_args(arguments)
     try:
+        given = _prompts(arguments)
+        arguments.guidance |= any(prompt.guidance for prompt in given)
+        wire(arguments)
+        engine_args = EngineArgs.from_cli_args(arguments)
         model_config = engine_args.create_model_config()
         structured = engine_args.create_structured_outputs_config()
-        prompts = _share(_prompts(arguments), *arguments.share)
-        has_plain = not all(_is_chat(prompt, arguments) for _, prompt in prompts)
+        prompts = _share(given, *arguments.share)
+        has_plain = not all(prompt.chat(arguments.chat) for _, prompt in prompts)
         sampling = sampling_of(arguments.sampling, model_config, structured, has_plain=has_plain)
         # Do this first: the engine takes minutes to start.
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -65,11 +71,10 @@ def main() -> int:
         _print_progress(0, len(prompts), 0.0)
         engine = LLM.from_engine_args(engine_args)
         try:
-            _check_prompts(engine, prompts)
-        except ValueError as error:
-            return _refused(error)
-        try:
-            for record in _generated(engine, prompts, sampling, arguments):
+            negative, wrong = negatives(engine, prompts, chat=arguments.chat)
+            if wrong := [*_prompt_violations(engine, prompts), *wrong]:
+                return _refused(ValueError("\n".join(wrong)))
+            for record in _generated(engine, prompts, negative, sampling, arguments):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except ChatTemplateResolutionError:
             return _refused(ValueError(_NO_TEMPLATE))
@@ -91,6 +96,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampling", type=json.loads, default={}, help="fields of SamplingParams as JSON")
     parser.add_argument("--batch-size", type=int, default=256, help="number of prompts per batch")
     parser.add_argument("--chat", action="store_true", help="apply the chat template to plain prompts")
+    parser.add_argument(
+        "--guidance-keys", type=json.loads, default={}, help="guidance of all prompts, as a JSON object"
+    )
     parser.add_argument("--output", required=True, help="the file for the results")
     parser.add_argument("--share", type=int, nargs=2, default=(0, 1), help="this host's rank, hosts in all")
 
@@ -101,9 +109,12 @@ def _refused(error: Exception) -> int:
 
 
 def _prompts(arguments: argparse.Namespace) -> list[Prompt]:
-    if not arguments.prompts_file:
-        return [Prompt(text) for text in arguments.prompts]
-    prompts, wrong = read_prompts(Path(arguments.prompts_file))
+    if arguments.prompts_file:
+        prompts, wrong = read_prompts(Path(arguments.prompts_file), arguments.guidance_keys)
+    else:
+        read = [*inline_prompts(arguments.prompts, arguments.guidance_keys)]
+        prompts = [one for one in read if isinstance(one, Prompt)]
+        wrong = [one for one in read if isinstance(one, str)]
     if wrong:
         raise ValueError("\n".join(wrong))
     return prompts
@@ -115,9 +126,8 @@ def _share(prompts: Sequence[Prompt], rank: int, hosts: int) -> list[tuple[int, 
     return list(enumerate(prompts))[first:last]
 
 
-def _check_prompts(engine: Any, prompts: list[tuple[int, Prompt]]) -> None:
-    """Raise a ValueError that lists all prompts that are too long, have ids that the model does not have, or
-    more pictures than it takes.
+def _prompt_violations(engine: Any, prompts: list[tuple[int, Prompt]]) -> list[str]:
+    """Return which prompts are too long, have unknown ids, or more pictures than the model takes.
 
     The engine would stop at the first one, and does not say which of a batch's chats it is.
     """
@@ -140,14 +150,24 @@ def _check_prompts(engine: Any, prompts: list[tuple[int, Prompt]]) -> None:
         if length >= longest:
             what = f"prompt {place} has {length} tokens; the limit is {longest}, including the answer"
             wrong.append(f"{what}; shorten the prompt or raise max_model_len")
-    if wrong:
-        raise ValueError("\n".join(wrong))
+    return wrong
 
 
 def _generated(
-    engine: Any, prompts: list[tuple[int, Prompt]], sampling: Sampling, arguments: argparse.Namespace
+    engine: Any,
+    prompts: list[tuple[int, Prompt]],
+    negative: Mapping[int, list[int]],
+    sampling: Sampling,
+    arguments: argparse.Namespace,
 ) -> Iterator[dict[str, Any]]:
-    """Yield one record per prompt, batch by batch."""
+    """Yield one record per prompt, batch by batch; `negative` holds the ids of guided ones, by place."""
+
+    def each(prompts: list[tuple[int, Prompt]], params: Any) -> list[Any]:
+        return [
+            guided_params(params, prompt, negative[place]) if place in negative else params
+            for place, prompt in prompts
+        ]
+
     size, begun, tokens = arguments.batch_size, time.monotonic(), 0
     folder = Path(arguments.prompts_file or "").parent
     for start in range(0, len(prompts), size):
@@ -155,15 +175,15 @@ def _generated(
         texts: list[tuple[int, Prompt]] = []
         chats: list[tuple[int, Prompt]] = []
         for one in batch:
-            (chats if _is_chat(one[1], arguments) else texts).append(one)
+            (chats if one[1].chat(arguments.chat) else texts).append(one)
         answers: dict[int, Any] = {}
         if texts:
             forms = [_engine_form(one) for _, one in texts]
-            answers |= _by_place(texts, engine.generate(forms, sampling.plain))
+            answers |= _by_place(texts, engine.generate(forms, each(texts, sampling.plain)))
         if chats:
-            messages = [_messages(one, folder) for _, one in chats]
+            messages = [with_files(one.chat(arguments.chat), folder) for _, one in chats]
             try:
-                answers |= _by_place(chats, engine.chat(messages, sampling.chat))
+                answers |= _by_place(chats, engine.chat(messages, each(chats, sampling.chat)))
             except ValueError:
                 _check_media([place for place, _ in chats], messages)
                 raise
@@ -176,15 +196,6 @@ def _generated(
 
 def _by_place(prompts: list[tuple[int, Prompt]], answers: list[Any]) -> dict[int, Any]:
     return {place: answer for (place, _), answer in zip(prompts, answers, strict=True)}
-
-
-def _is_chat(prompt: Prompt, arguments: argparse.Namespace) -> bool:
-    return bool(prompt.messages or (arguments.chat and prompt.text))
-
-
-def _messages(prompt: Prompt, folder: Path) -> list[dict[str, Any]]:
-    """Return a chat; the files that it names, relative to `folder`, are read."""
-    return with_files(prompt.messages, folder) or [{"role": "user", "content": prompt.text}]
 
 
 def _check_media(places: list[int], chats: list[list[dict[str, Any]]]) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 
-from vllm_flagscale.ignored_fields import MIDDLEWARE
+from vllm_flagscale.guidance.http import MIDDLEWARE as GUIDANCE_FIELDS
+from vllm_flagscale.guidance.wiring import add_argument, wire
+from vllm_flagscale.ignored_fields import MIDDLEWARE as REPORT_IGNORED
 from vllm_flagscale.seeds import survive_seeds
 
 _POLLED = "/health,/metrics"
@@ -23,9 +25,12 @@ def main() -> None:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     cli_env_setup()
-    arguments = make_arg_parser(FlexibleArgumentParser(prog="vllm_flagscale.server")).parse_args()
+    parser = make_arg_parser(FlexibleArgumentParser(prog="vllm_flagscale.server"))
+    add_argument(parser)
+    arguments = parser.parse_args()
     survive_seeds(arguments)
-    arguments.middleware = [*arguments.middleware, MIDDLEWARE]
+    wire(arguments)
+    arguments.middleware = [*arguments.middleware, REPORT_IGNORED, GUIDANCE_FIELDS]
     leave_out_polling(arguments)
     command = ServeSubcommand()
     command.validate(arguments)

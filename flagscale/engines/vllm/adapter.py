@@ -8,7 +8,7 @@ from typing import Any
 from flagscale.config.schema import PASSED_TO_TORCHRUN, Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
-from flagscale.engines.vllm import batch, endpoint, serve
+from flagscale.engines.vllm import batch, serve
 from flagscale.engines.vllm.arguments import broken_rules
 from flagscale.errors import Problem, UserError
 from flagscale.values import Host, Job
@@ -50,7 +50,7 @@ def check(task: Task, arguments: Mapping[str, Any], source_map: SourceMap) -> li
         models, _ = serve.read(task.type, arguments, source_map, problems)
         each = [(model.path, model.arguments) for model in models]
         for model in models:
-            found = endpoint.violations(model)
+            found = serve.combined_violations(model)
             problems += [Problem(what, source_map.where(model.arguments.paths[dest])) for dest, what in found]
     else:
         engine = batch.read(task.type, arguments, source_map, problems).arguments

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flagscale import platforms
+from flagscale.checks.data import GUIDANCE
+from flagscale.checks.guidance import penalty_violations
 from flagscale.checks.model_folder import inputs_of
 from flagscale.checks.picture_prompts import PictureBatch
-from flagscale.checks.prompts import inline_prompts, read_prompts
 from flagscale.config.engine_args import EngineArguments, render
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
@@ -26,7 +27,9 @@ from flagscale.engines.vllm.arguments import (
 )
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.emu3 import take_pictures, words_of
+from flagscale.engines.vllm.generate import Generate, read_generate
 from flagscale.engines.vllm.generation import generation_values
+from flagscale.engines.vllm.guidance import broken_by_guidance
 from flagscale.engines.vllm.lengths import may_exceed
 from flagscale.engines.vllm.refused import refuse
 from flagscale.engines.vllm.sampling import field_violations, request_violations
@@ -80,6 +83,11 @@ def read(group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: li
         path = f"{group}.generate"
         pictures, rest = take_pictures(path, raw["generate"], arguments, source_map, problems, notices)
         generate = read_generate(path, rest, source_map, problems)
+    if arguments and generate and generate.guided:
+        problems += [
+            Problem(what, source_map.where(arguments.paths[dest]))
+            for dest, what in broken_by_guidance(arguments, generate.guided)
+        ]
     return Read(arguments, generate, pictures, secrets, notices)
 
 
@@ -148,6 +156,7 @@ def job(
             "models": [inputs_of(values)],
             "prompts_file": _absolute(generate.prompts_file),
             **({"pictures": asdict(pictures)} if pictures else {}),
+            **({GUIDANCE: generate.guidance} if generate.guidance else {}),
         },
         secrets=secrets,
         texts=arguments.texts,
@@ -170,6 +179,9 @@ def _request_violations(generate: Generate, arguments: EngineArguments) -> Itera
         return
     is_plain = not generate.chat and not generate.prompts_file  # a file may hold chats
     yield from request_violations(generate.sampling, defaults, arguments.values, size, is_plain)
+    if generate.guided:
+        remedy = "set `generation_config: vllm` in `llm`"
+        yield from penalty_violations(generate.sampling, defaults, remedy)
 
 
 def _request(
@@ -184,6 +196,7 @@ def _request(
         drawn = drawn.with_name(f"{drawn.name}_{rank}")
     prompts = json.dumps(generate.prompts, ensure_ascii=False)
     file = ("--prompts-file", _absolute(generate.prompts_file))
+    guidance = json.dumps(generate.guidance, ensure_ascii=False)
     return (
         *(file if generate.prompts_file else ("--prompts", prompts)),
         *("--sampling", json.dumps(generate.sampling, ensure_ascii=False)),
@@ -191,82 +204,10 @@ def _request(
         *("--share", str(rank), str(hosts)),
         *(("--chat",) if generate.chat else ()),
         *(words_of(pictures, drawn) if pictures else ()),
+        *(("--guidance",) if generate.guided else ()),
+        *(("--guidance-keys", guidance) if generate.guidance else ()),
     )
 
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute()) if path else ""
-
-
-_MOST_INLINE = 100_000
-"""Bytes of one word of a command line that every kernel accepts."""
-
-
-@dataclass(frozen=True)
-class Generate:
-    """The checked section."""
-
-    prompts: tuple[str, ...] = ()
-    prompts_file: str = ""
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: int = 256
-    """Prompts that the engine gets per call."""
-    chat: bool = False
-    """Whether each prompt is a user's message in a chat: the model's chat template is applied to it."""
-    output: str = ""
-    """The file of the results; default: `results.jsonl` in the run directory."""
-
-
-def read_generate(
-    path: str, raw: Mapping[str, Any], source_map: SourceMap, problems: list[Problem]
-) -> Generate | None:
-    """Return the section at the key path `path`; None if it adds to `problems`."""
-    before = len(problems)
-
-    def report(key: str, what: str, hint: str = "") -> None:
-        problems.append(Problem(what, source_map.where(f"{path}.{key}" if key else path), hint))
-
-    given = {str(key): value for key, value in raw.items() if value is not None}
-    known = {name: type(default) for name, default in vars(Generate()).items()}
-    for key, value in given.items():
-        if key not in known:
-            report(key, f"unknown key `{key}`", nearest(key, known))
-        elif known[key] in _TEXT and type(value) is not known[key]:
-            report(key, f"`{key}` takes {_TEXT[known[key]]}, not {value!r}")
-    if ("prompts" in given) == ("prompts_file" in given):
-        report("", "give either `prompts` or `prompts_file`")
-    for what, hint in _prompt_violations(given):
-        report("prompts" if "prompts" in given else "prompts_file", what, hint)
-    if isinstance(given.get("batch_size"), int) and given["batch_size"] < 1:
-        report("batch_size", "`batch_size` must be at least 1")
-    if str(given.get("output", "")).endswith(".txt"):
-        report(
-            "output",
-            "the results are JSON lines; a text for people is written beside them",
-            "name a .jsonl file",
-        )
-    sampling = given.get("sampling", {})
-    if isinstance(sampling, Mapping):
-        for key, what in field_violations(sampling):
-            report(f"sampling.{key}", what)
-    else:
-        report("sampling", "the fields of SamplingParams are expected here")
-    if len(problems) > before:
-        return None
-    return Generate(**{**given, "prompts": tuple(given.get("prompts", ()))})
-
-
-def _prompt_violations(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (what is wrong with the prompts, how to fix it)."""
-    inline, file = given.get("prompts"), given.get("prompts_file")
-    if isinstance(inline, list) and inline:
-        yield from ((one, "") for one in inline_prompts(inline) if isinstance(one, str))
-        if len(json.dumps(inline).encode()) > _MOST_INLINE:
-            yield "the prompts are too long for a command line", "put them into a file: `prompts_file`"
-    elif inline is not None:
-        yield "a list of texts is expected here", ""
-    elif isinstance(file, str):
-        yield from ((wrong, "") for wrong in read_prompts(Path(file).expanduser())[1])
-
-
-_TEXT = {int: "a whole number", bool: "true or false", str: "a text"}

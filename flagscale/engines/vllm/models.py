@@ -20,7 +20,7 @@ from flagscale.values import Service, address_of
 
 LOOPBACK = "127.0.0.1"
 _OPEN_HOSTS = ("0.0.0.0", "::", "")
-_OWN = ("models", "instances", "endpoint", KEY_FILE)
+_OWN = ("models", "instances", "endpoint", "guidance", KEY_FILE)
 """The keys of a `serve` group that are not vLLM's."""
 
 
@@ -35,6 +35,8 @@ class Model:
     instances: int
     has_endpoint: bool = False
     """Whether clients reach its instances at one address."""
+    guidance: bool = False
+    """Whether requests may ask for guidance."""
 
     @property
     def service(self) -> str:
@@ -99,7 +101,8 @@ def _model(
     source_map: SourceMap,
     problems: list[Problem],
 ) -> Model:
-    instances, endpoint = 1, True
+    instances = 1
+    switches = {"endpoint": True, "guidance": False}
     kept = []
     for flat_key in refuse(flat_keys, source_map, problems):
         value, where = flat_key.value, source_map.where(flat_key.path)
@@ -109,18 +112,19 @@ def _model(
             else:
                 what = f"`instances` takes a whole number of at least 1, not {value!r}"
                 problems.append(Problem(what, where))
-        elif flat_key.name == "endpoint":
+        elif flat_key.name in switches:
             if type(value) is bool:
-                endpoint = value
+                switches[flat_key.name] = value
             else:
-                problems.append(Problem(f"`endpoint` takes true or false, not {value!r}", where))
+                problems.append(Problem(f"`{flat_key.name}` takes true or false, not {value!r}", where))
         else:
             kept.append(flat_key)
     defaults = {"host": LOOPBACK, **({"served_model_name": name} if name else {})}
     given = {flat_key.name for flat_key in kept if flat_key.value is not None}
     kept += [FlatKey(key, value, f"{path}.{key}") for key, value in defaults.items() if key not in given]
     arguments = render(kept, catalog, source_map, problems, own=_OWN)
-    return Model(name, path, arguments, instances, has_endpoint=endpoint and instances > 1)
+    has_endpoint = switches["endpoint"] and instances > 1
+    return Model(name, path, arguments, instances, has_endpoint, switches["guidance"])
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ def services_of(instance: Instance, stop_grace: float) -> Iterator[tuple[int, Se
     On a stop, begun requests have `stop_grace` seconds.
     """
     model, several = instance.model, len(instance.parts) > 1
-    argv = model.arguments.argv
+    argv = (*model.arguments.argv, *(("--guidance",) if model.guidance else ()))
     # Without it, SIGTERM ends the requests that the server has begun.
     draining = ("--shutdown-timeout", str(ceil(stop_grace)))
     for number, part in enumerate(instance.parts):

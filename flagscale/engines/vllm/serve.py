@@ -15,10 +15,11 @@ from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm import endpoint
 from flagscale.engines.vllm.arguments import DEGREES, broken_rules, devices_of, remarks
 from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.engines.vllm.guidance import broken_by_guidance
 from flagscale.engines.vllm.lengths import may_exceed
 from flagscale.engines.vllm.models import Instance, Model, read_models, served_name, services_of
 from flagscale.engines.vllm.placement import Size, place_instances
-from flagscale.errors import Problem
+from flagscale.errors import Problem, Violation
 from flagscale.formats import count as count_of
 from flagscale.values import LOCAL_NAMES, Host, Job, Role, Service
 
@@ -55,7 +56,7 @@ def job(
     on_host = platforms.find(hosts[0].platform).is_host_processor
     any_length = may_exceed(experiment.envs, hosts)
     for model in models:
-        found = [*broken_rules(model.arguments, on_host, any_length), *endpoint.violations(model)]
+        found = [*broken_rules(model.arguments, on_host, any_length), *combined_violations(model)]
         problems += [Problem(what, where(model, dest)) for dest, what in found]
     if not all(_can_be_placed(model) for model in models):
         return None
@@ -99,6 +100,13 @@ def job(
         texts={path: text for model in models for path, text in model.arguments.texts.items()},
         notices=(*notices, *_notices(served, hosts, experiment, secrets)),
     )
+
+
+def combined_violations(model: Model) -> Iterator[Violation]:
+    """Yield the arguments, by dest, that cannot be combined with FlagScale's own keys of the model."""
+    yield from endpoint.violations(model)
+    if model.guidance:
+        yield from broken_by_guidance(model.arguments)
 
 
 _PLACING = {"port", "data_parallel_size", *DEGREES}
@@ -208,7 +216,8 @@ def _layout(model: Model) -> str:
     degrees = {"TP": "tensor_parallel_size", "PP": "pipeline_parallel_size", "DP": "data_parallel_size"}
     parts = [f"{short}{values[name]}" for short, name in degrees.items() if values[name] > 1]
     times = f"{model.instances} x " if model.instances > 1 else ""
-    return f"{times}{served_name(model)}{' ' if parts else ''}{' '.join(parts)}"
+    guided = ["with guidance"] if model.guidance else []
+    return f"{times}{' '.join([served_name(model), *parts, *guided])}"
 
 
 def _notices(

@@ -1,0 +1,130 @@
+"""What a guided request over HTTP becomes: the server tokenizes its negative prompt as it does the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from flagscale.checks.guidance import (
+    NEGATIVE,
+    SCALE,
+    Guidance,
+    chat_violations,
+    guidance_of,
+    negative_chat,
+    penalty_violations,
+)
+from vllm_flagscale.guidance.negative import id_violations
+from vllm_flagscale.guidance.request import NEGATIVE as NEGATIVE_IDS
+from vllm_flagscale.guidance.request import extra_args
+
+_NOT_WITH = {"use_beam_search": "beam search", "prompt_embeds": "a prompt of embeddings"}
+"""Field of a request -> what it asks for, that cannot be combined with guidance."""
+
+
+class Refused(Exception):
+    """A request that is answered with an error in OpenAI's form; `param` is the field that is blamed."""
+
+    def __init__(self, message: str, param: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
+        super().__init__(message)
+        self._param, self._status = param, status
+
+    def response(self) -> Any:
+        from fastapi.responses import JSONResponse
+        from vllm.entrypoints.serve import create_error_response
+
+        answer = create_error_response(str(self), status_code=self._status, param=self._param)
+        return JSONResponse(answer.model_dump(), status_code=self._status)
+
+
+def in_engine(request: Mapping[str, Any]) -> bool:
+    """Return whether a request has the engine's own fields of guidance."""
+    given = request.get("vllm_xargs")
+    return isinstance(given, dict) and any(given.get(key) is not None for key in (SCALE, NEGATIVE_IDS))
+
+
+async def with_engine_fields(
+    state: Any, *, is_chat: bool, request: dict[str, Any], own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a request whose guidance (`own`, valid; empty if it has the engine's fields) is in `vllm_xargs`.
+
+    `state` is that of the server's app.
+
+    Raises:
+        Refused: if it cannot be guided.
+    """
+    for field, what in _NOT_WITH.items():
+        if request.get(field):
+            raise Refused(f"{what} (`{field}`) cannot be combined with `{SCALE}`", field)
+    defaults = state.openai_serving_completion.default_sampling_params
+    remedy = "set `generation_config: vllm` for the server"
+    for name, what in penalty_violations(request, defaults, remedy):
+        raise Refused(what, name)
+    given = request.get("vllm_xargs") or {}
+    guidance = guidance_of(own)
+    if guidance is None or not isinstance(given, dict):
+        return request  # the engine's own checks answer for these
+    ids = await _negative_ids(state, is_chat, request, guidance)
+    # Without ids, vLLM cannot read the request. Should it do so after all, the processor refuses it.
+    fields = extra_args(guidance.scale, ids) if ids else {SCALE: guidance.scale}
+    return {**request, "vllm_xargs": {**given, **fields}}
+
+
+async def _negative_ids(
+    state: Any, is_chat: bool, request: dict[str, Any], guidance: Guidance
+) -> list[int] | None:
+    """Return the ids of the negative prompt; None if vLLM cannot read the request."""
+    from vllm.renderers.chat_utils import has_non_text_content
+
+    negative = guidance.negative
+    messages = request.get("messages")
+    if is_chat:
+        if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
+            return None
+        for field, what in chat_violations(messages, guidance, has_non_text_content(messages)):
+            raise Refused(what, field)
+    if not isinstance(negative, str):
+        ids = list(negative)
+    elif is_chat:
+        assert isinstance(messages, list)
+        ids = await _rendered(state, request | {"messages": negative_chat(messages, negative)}, True)
+    else:
+        ids = await _rendered(state, request | {"prompt": negative}, False)
+    model = state.vllm_config.model_config
+    if ids and (wrong := [*id_violations(ids, model.max_model_len, model.get_vocab_size())]):
+        raise Refused("; ".join(wrong), NEGATIVE)
+    return ids
+
+
+async def _rendered(state: Any, request: dict[str, Any], is_chat: bool) -> list[int]:
+    """Return the ids of the prompt of a request, [] if it is not valid.
+
+    By the way of vLLM's own requests (`renderers/online_renderer.py` of 0.32), so that templates, tools and
+    special tokens are the same.
+    """
+    from copy import deepcopy
+
+    from jinja2 import TemplateError
+    from pydantic import ValidationError
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.serve import create_error_response
+    from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+    from vllm.exceptions import VLLMError
+
+    form = ChatCompletionRequest if is_chat else CompletionRequest
+    try:
+        parsed = form.model_validate(deepcopy(request))  # vLLM's validators write into what they are given
+    except ValidationError:
+        return []
+    try:
+        renderer = state.online_renderer
+        answer = await (renderer.render_chat(parsed) if is_chat else renderer.render_completion(parsed))
+    except (VLLMError, ValueError, TemplateError) as error:
+        answer = create_error_response(error)
+    if isinstance(answer, ErrorResponse):
+        what = f"`{NEGATIVE}`: {answer.error.message}"
+        raise Refused(what, NEGATIVE, HTTPStatus(answer.error.code))
+    inputs = answer[1] if is_chat else answer
+    return list(inputs[0]["prompt_token_ids"])
