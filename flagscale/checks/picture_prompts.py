@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks.emu3 import AREA, Grid, grid_of, too_long
-from flagscale.checks.guidance import KEYS as GUIDANCE
-from flagscale.checks.guidance import NEGATIVE, SCALE, guidance_violations
+from flagscale.checks.guidance import SCALE, Guidance
 from flagscale.checks.message_files import file_violations
 from flagscale.checks.prompts import Prompt, read_prompts
 from flagscale.errors import Violation
@@ -18,7 +17,7 @@ IMAGE, UNDERSTAND = "image", "understand"
 MODES = (IMAGE, UNDERSTAND)
 LISTS: Mapping[str, str] = {"ratios": "ratio", "sizes": "size", "images": "image"}
 """Keys of `generate` that hold one value per prompt, or one for all, and the key of a line instead."""
-KEYS: Mapping[str, tuple[str, ...]] = {IMAGE: ("ratios", "sizes", *GUIDANCE), UNDERSTAND: ("images",)}
+KEYS: Mapping[str, tuple[str, ...]] = {IMAGE: ("ratios", "sizes"), UNDERSTAND: ("images",)}
 """The keys of `generate` that only one mode reads."""
 _SHAPES: Mapping[str, str] = {"ratio": '"16:9"', "size": '"1280x720"'}
 """The keys of a line that say how large a picture is, with an example."""
@@ -44,9 +43,6 @@ class PictureBatch:
     sizes: Sequence[str] = ()
     images: Sequence[str] = ()
     """Files, or addresses (http, https)."""
-    guidance_scale: float | None = None
-    negative_prompt: str | Sequence[int] | None = None
-    """Text, or the ids of a whole prompt. None: Emu3's own, as for the scale."""
 
     def value(self, name: str, place: int) -> str:
         """Return what a list holds for the prompt at a place; "" if the list is empty."""
@@ -62,8 +58,8 @@ class Drawing:
     """Of the prompt in the whole batch."""
     prompt: str
     grid: Grid
-    guidance: Mapping[str, Any]
-    """The keys of guidance that are given."""
+    guidance: Guidance | None
+    """None: scale 1."""
     line: Mapping[str, Any]
     """The object of its line in the prompts file; empty without one."""
 
@@ -73,9 +69,7 @@ def drawing_of(batch: PictureBatch, place: int, prompt: Prompt, canvas: Canvas) 
     line = _given(prompt)
     own = next((line[name] for name in _SHAPES if name in line), "")
     shape = own or batch.value("ratios", place) or batch.value("sizes", place)
-    guidance = {key: line.get(key, getattr(batch, key)) for key in GUIDANCE}
-    guidance = {key: value for key, value in guidance.items() if value is not None}
-    return Drawing(place, prompt.text, grid_of(shape, canvas.area), guidance, prompt.line)
+    return Drawing(place, prompt.text, grid_of(shape, canvas.area), prompt.guidance, prompt.line)
 
 
 def question_of(batch: PictureBatch, place: int, prompt: Prompt) -> Prompt:
@@ -86,11 +80,12 @@ def question_of(batch: PictureBatch, place: int, prompt: Prompt) -> Prompt:
     return Prompt(messages=({"role": "user", "content": parts},), line=line)
 
 
-def batch_violations(batch: PictureBatch, prompts: Sequence[Prompt], is_file: bool) -> Iterator[Violation]:
+def batch_violations(batch: PictureBatch, prompts: int | None) -> Iterator[Violation]:
     """Yield which keys are wrong or missing; the keys of a list are its name, or its name and a place.
 
-    `is_file`: whether the prompts are those of a file, whose lines may have their own sizes and pictures.
+    `prompts`: their number in the YAML; None for those of a file, whose lines may have sizes and pictures.
     """
+    is_file = prompts is None
     if batch.ratios and batch.sizes:
         yield "sizes", "give either `ratios` or `sizes`"
     if not is_file and batch.mode == IMAGE and not (batch.ratios or batch.sizes):
@@ -102,8 +97,8 @@ def batch_violations(batch: PictureBatch, prompts: Sequence[Prompt], is_file: bo
         if count > 1 and is_file:
             what = f"`{name}` holds {count} values; give one for all, or `{of_line}` in each line of the file"
             yield name, what
-        elif count > 1 and count != len(prompts):
-            what = f"`{name}` holds {count} values for {len(prompts)} prompts; give one each, or one for all"
+        elif count > 1 and count != prompts:
+            what = f"`{name}` holds {count} values for {prompts} prompts; give one each, or one for all"
             yield name, what
     for name in ("ratios", "sizes"):
         for number, shape in enumerate(getattr(batch, name)):
@@ -112,7 +107,6 @@ def batch_violations(batch: PictureBatch, prompts: Sequence[Prompt], is_file: bo
     for number, image in enumerate(batch.images):
         if what := _image_problem(image, Path()):
             yield f"images.{number}", what
-    yield from _guidance_violations({key: getattr(batch, key) for key in GUIDANCE})
 
 
 def prompt_problems(
@@ -144,6 +138,8 @@ def _line_violations(batch: PictureBatch, prompt: Prompt) -> Iterator[str]:
         yield f"`mode: {batch.mode}` needs `prompt`, a text"
     line = _given(prompt)
     if batch.mode == UNDERSTAND:
+        if prompt.guidance:
+            yield f"`{SCALE}` is not supported in questions about pictures"
         if not isinstance(image := line.get("image", ""), str):
             yield f"`image` takes the file of a picture, not {image!r}"
         elif not image and not batch.images:
@@ -155,7 +151,6 @@ def _line_violations(batch: PictureBatch, prompt: Prompt) -> Iterator[str]:
     elif not shapes and not batch.ratios and not batch.sizes:
         yield "needs `ratio` or `size`, or `ratios` or `sizes` in the YAML for all prompts"
     yield from filter(None, (_shape_problem(name, line[name]) for name in shapes))
-    yield from (what for _, what in _guidance_violations(line))
 
 
 def _fit_problem(batch: PictureBatch, place: int, prompt: Prompt, canvas: Canvas) -> str:
@@ -166,19 +161,13 @@ def _fit_problem(batch: PictureBatch, place: int, prompt: Prompt, canvas: Canvas
         return str(error)
     if canvas.positions is None:
         return ""
-    negative = drawing.guidance.get(NEGATIVE, "")
+    negative = drawing.guidance.negative if drawing.guidance else ""
     least = len(negative.split()) + _MARKS if isinstance(negative, str) else len(negative)
     return too_long(drawing.grid, max(len(drawing.prompt.split()) + _MARKS, least), canvas.positions)
 
 
 def _given(prompt: Prompt) -> dict[str, Any]:
     return {key: value for key, value in prompt.line.items() if value is not None}
-
-
-def _guidance_violations(given: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what is wrong with the two keys, each of which has a default here."""
-    own = {key: given[key] for key in GUIDANCE if given.get(key) is not None}
-    yield from guidance_violations({SCALE: 1, NEGATIVE: "default", **own})
 
 
 def _shape_problem(name: str, shape: Any) -> str:

@@ -8,29 +8,34 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks import emu3
 from flagscale.checks.emu3_folder import area_of, folder_problem, name_problem, positions_of
+from flagscale.checks.guidance import KEYS as GUIDANCE
+from flagscale.checks.guidance import NEGATIVE, SCALE, value_violations
 from flagscale.checks.model_folder import is_path, read_config
 from flagscale.checks.picture_prompts import (
     IMAGE,
     KEYS,
     LISTS,
     MODES,
+    UNDERSTAND,
     Canvas,
     PictureBatch,
     batch_violations,
     is_address,
     prompt_problems,
 )
-from flagscale.checks.prompts import Prompt, read_prompts
 from flagscale.config.engine_args import EngineArguments
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.engines.vllm.generate import prompts_of
 from flagscale.errors import Problem, nearest
 
 _SAMPLING = ("n", "seed", "temperature", "top_k", "top_p", "min_p")
 """The fields of SamplingParams that a picture can have."""
 _COMPUTED = "max_tokens"
 _OWN = ("mode", *LISTS)
+_DEFAULTS = {SCALE: emu3.SCALE, NEGATIVE: emu3.NEGATIVE}
 Report = Callable[[str, str, str], None]
 """Called with a key of the section, what is wrong, and a hint."""
 
@@ -71,11 +76,13 @@ def take_pictures(
         if sampling.get(_COMPUTED) is not None:
             where = source_map.where(f"{path}.sampling.{_COMPUTED}")
             notices.append(f"{where}: has no effect: the number of tokens is computed from a picture's size")
+    if mode == IMAGE:
+        rest |= {key: _DEFAULTS[key] for key in GUIDANCE if key not in given}
     own = _lists(given, mode, report)
     if len(problems) > before:
         return None, rest
     batch = PictureBatch(mode=mode, **own)
-    _check(batch, given, _canvas(engine.values) if engine else Canvas(), report)
+    _check(batch, rest, _canvas(engine.values) if engine else Canvas(), report)
     return (batch if len(problems) == before else None), rest
 
 
@@ -94,7 +101,7 @@ def _check_sampling(sampling: Mapping[str, Any], report: Report) -> None:
 def _lists(given: Mapping[str, Any], mode: str, report: Report) -> dict[str, Any]:
     """Return the values of the mode's own keys; a text for all prompts is a list of one."""
     own = {key: given[key] for key in KEYS[mode] if key in given}
-    for key in (*LISTS, "chat"):
+    for key in (*LISTS, "chat", *(GUIDANCE if mode == UNDERSTAND else ())):
         if key in given and key not in own:
             report(key, f"`{key}` has no effect with `mode: {mode}`", "remove the key")
     for key in LISTS.keys() & own.keys():
@@ -111,14 +118,12 @@ def _check(batch: PictureBatch, given: Mapping[str, Any], canvas: Canvas, report
     """Report what is wrong with the batch as a whole, and then with each prompt."""
     file, inline = given.get("prompts_file"), given.get("prompts")
     path = Path(file).expanduser() if isinstance(file, str) else None
-    if path:
-        prompts = read_prompts(path)[0]
-    else:
-        prompts = [Prompt(one) for one in inline if isinstance(one, str)] if isinstance(inline, list) else []
-    wrong = [*batch_violations(batch, prompts, is_file=path is not None)]
+    guidance = {key: given[key] for key in GUIDANCE if given.get(key) is not None}
+    prompts, unreadable = prompts_of(given, {} if any(value_violations(guidance)) else guidance)
+    wrong = [*batch_violations(batch, len(inline) if isinstance(inline, list) else None)]
     for key, what in wrong:
         report(key, what, "")
-    for what in () if wrong else prompt_problems(batch, prompts, canvas, path):
+    for what in () if wrong or unreadable else prompt_problems(batch, prompts, canvas, path):
         report("prompts_file" if path else "prompts", what, "")
 
 

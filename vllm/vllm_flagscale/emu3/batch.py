@@ -1,4 +1,4 @@
-"""Batches of Emu3 for `vllm_flagscale.generate`: prompts to pictures, and questions about pictures as chats."""
+"""Batches of Emu3 for `vllm_flagscale.generate`: prompts to pictures, and questions about pictures."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flagscale.checks.emu3 import image_area
+from flagscale.checks.emu3 import NEGATIVE, image_area
+from flagscale.checks.emu3_folder import is_emu3
+from flagscale.checks.guidance import Guidance
 from flagscale.checks.picture_prompts import (
+    IMAGE,
     Canvas,
     Drawing,
     PictureBatch,
@@ -26,6 +29,7 @@ from flagscale.checks.prompts import Prompt
 from flagscale.errors import Problem, UserError
 from vllm_flagscale.emu3.pictures import PictureFiles
 from vllm_flagscale.emu3.prompts import PictureRequest, picture_request
+from vllm_flagscale.emu3.wiring import wire
 
 _SEEDS = 2**31
 """The number of seeds of which one is drawn for a picture that is given none."""
@@ -40,23 +44,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", help="the folder for pictures, beside the results")
 
 
-def batch_of(arguments: argparse.Namespace) -> PictureBatch | None:
-    """Return the batch that arguments describe; None without a mode of Emu3."""
-    return PictureBatch(**arguments.emu3, images=arguments.images) if arguments.emu3 else None
+def draws(arguments: argparse.Namespace) -> bool:
+    """Return whether the prompts become pictures."""
+    return bool(arguments.emu3) and arguments.emu3["mode"] == IMAGE
 
 
-def questions(batch: PictureBatch, prompts: Sequence[Prompt], file: Path | None) -> list[Prompt]:
-    """Return the prompts as chats about their pictures; `file`: that of the prompts, if they are in one.
+def as_questions(arguments: argparse.Namespace, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return the prompts as they are, or, if they are questions about pictures, as chats.
 
     Raises:
-        UserError: with every prompt that cannot be used.
+        UserError: with every question that cannot be used.
     """
-    _check(batch, prompts, Canvas(), file)
+    if not arguments.emu3 or draws(arguments):
+        return [*prompts]
+    batch = _batch_of(arguments)
+    _check(batch, prompts, Canvas(), arguments.prompts_file)
     return [question_of(batch, place, prompt) for place, prompt in enumerate(prompts)]
 
 
-def _check(batch: PictureBatch, prompts: Sequence[Prompt], canvas: Canvas, file: Path | None) -> None:
-    wrong = [what for _, what in batch_violations(batch, prompts, is_file=file is not None)]
+def _batch_of(arguments: argparse.Namespace) -> PictureBatch:
+    return PictureBatch(**arguments.emu3, images=arguments.images)
+
+
+def _check(batch: PictureBatch, prompts: Sequence[Prompt], canvas: Canvas, prompts_file: str | None) -> None:
+    file = Path(prompts_file) if prompts_file else None
+    wrong = [what for _, what in batch_violations(batch, None if file else len(prompts))]
     if wrong := wrong or [*prompt_problems(batch, prompts, canvas, file)]:
         raise UserError(map(Problem, wrong))
 
@@ -92,22 +104,31 @@ class Picture:
 
 def draw(
     arguments: argparse.Namespace,
-    engine_args: Any,
     prompts: Sequence[Prompt],
     share: Sequence[tuple[int, Prompt]],
     report: Report,
 ) -> None:
     """Draw the pictures of this host's share of the prompts, and write them with their results.
 
+    Args:
+        prompts: all of the batch.
+        share: this host's, each with its place among all.
+
     Raises:
-        UserError: with every prompt that cannot be used, or if the files cannot be written.
+        UserError: with every prompt that cannot be used; or the model cannot, or a file cannot be written.
     """
-    batch = batch_of(arguments)
-    assert batch is not None
-    model_config = engine_args.create_model_config()
-    canvas = Canvas(_area(model_config), model_config.max_model_len)
-    file = Path(arguments.prompts_file) if arguments.prompts_file else None
-    _check(batch, prompts, canvas, file)
+    from vllm import EngineArgs
+
+    wire(arguments)
+    engine_args = EngineArgs.from_cli_args(arguments)
+    try:
+        model_config = engine_args.create_model_config()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not is_emu3(model_config.hf_config.to_dict()):
+        raise UserError(f"{arguments.model}: this is not an Emu3, which `mode: {IMAGE}` needs")
+    batch, canvas = _batch_of(arguments), Canvas(_area(model_config), model_config.max_model_len)
+    _check(batch, prompts, canvas, arguments.prompts_file)
     drawings = [drawing_of(batch, place, prompt, canvas) for place, prompt in share]
     wanted = [*_pictures(drawings, model_config, arguments.sampling)]
     try:
@@ -116,7 +137,9 @@ def draw(
         raise UserError(f"{error.filename}: {error.strerror}") from None
     seeds = _make(wanted, files, arguments, engine_args, report)
     files.publish(_records(wanted, seeds, files))
-    print(f"flagscale: wrote {len(wanted)} pictures to {arguments.pictures} and {arguments.output}", flush=True)
+    print(
+        f"flagscale: wrote {len(wanted)} pictures to {arguments.pictures} and {arguments.output}", flush=True
+    )
 
 
 def _area(model_config: Any) -> int:
@@ -135,11 +158,12 @@ def _pictures(
     count, seed = given.pop("n", 1), given.pop("seed", None)
     wrong = []
     for drawing in drawings:
-        named = {"scale": drawing.guidance.get("guidance_scale"), "negative": drawing.guidance.get("negative_prompt")}
-        named = {name: value for name, value in named.items() if value is not None}
+        guidance = drawing.guidance or Guidance(1, NEGATIVE)
         try:
             request = picture_request(
-                tokenizer, drawing.prompt, drawing.grid, model_config.max_model_len, **named
+                *(tokenizer, drawing.prompt, drawing.grid, model_config.max_model_len),
+                scale=guidance.scale,
+                negative=guidance.negative,
             )
         except ValueError as error:
             wrong.append(Problem(f"prompt {drawing.place}: {error}"))
@@ -158,7 +182,7 @@ def _make(
     engine_args: Any,
     report: Report,
 ) -> dict[str, int]:
-    """Draw the pictures that are not there yet, each written once it is finished; return all seeds by name."""
+    """Draw the pictures that are not there yet, and write each once it is finished; return all seeds."""
     model = str(arguments.model)
     seeds = {one.name: seed for one in wanted if (seed := _seed_made(one, files, model)) is not None}
     waiting = deque(one for one in wanted if one.name not in seeds)
@@ -185,7 +209,9 @@ def _make(
                 continue
             one, seed = drawn.pop(output.request_id)
             ids, grid = output.outputs[0].token_ids, one.request.grid
-            (png, *_) = filter(None, engine.collective_rpc("decode_picture", args=([*ids], [grid.height, grid.width])))
+            (png, *_) = filter(
+                None, engine.collective_rpc("decode_picture", args=([*ids], [grid.height, grid.width]))
+            )
             files.add(one.name, png, {**one.source(model), "seed": seed})
             seeds[one.name] = seed
             tokens += len(ids)
