@@ -142,7 +142,7 @@ def _canvas(engine: Mapping[str, Any]) -> Canvas:
     limits = [limit] if type(limit) is int and limit > 0 else []
     try:
         config = read_config(folder)
-        return Canvas(area_of(folder), min(positions_of(config), *limits))
+        return Canvas(area_of(folder), min([positions_of(config), *limits]))
     except ValueError:  # on a hub, or reported already
         return Canvas(positions=min(limits, default=None))
 

@@ -192,6 +192,7 @@ def _make(
     if not waiting:
         return seeds
     from vllm import LLM
+    from vllm.sampling_params import RequestOutputKind
 
     engine = LLM.from_engine_args(engine_args)
     print(f"flagscale: finished pictures appear in {files.partial}", flush=True)
@@ -202,8 +203,11 @@ def _make(
             one = waiting.popleft()
             seed = secrets.randbelow(_SEEDS) if one.seed is None else one.seed
             params = one.request.sampling(seed=seed, **one.sampling)
-            (name,) = engine.enqueue([{"prompt_token_ids": [*one.request.prompt]}], params, use_tqdm=False)
-            drawn[name] = one, seed
+            params.output_kind = RequestOutputKind.FINAL_ONLY
+            (form,) = engine.renderer.render_cmpl([{"prompt_token_ids": [*one.request.prompt]}])
+            # `LLM.enqueue` of vLLM 0.32 returns other ids than its outputs have.
+            engine.llm_engine.add_request(one.name, form, params)
+            drawn[one.name] = one, seed
         for output in engine.llm_engine.step():
             if not output.finished:
                 continue
