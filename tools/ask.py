@@ -1,14 +1,17 @@
 """Send a prompt to a server that FlagScale started: `ask.py "import os"`. Uses the `openai` client.
 
-With pictures, it is a question about them: `ask.py "How many circles are there?" --image drawing.png`. If the
-server requires an API key, it is read from the environment variable VLLM_API_KEY.
+With pictures, it is a question about them: `ask.py "How many circles are there?" --image drawing.png`. With
+`--draw`, Emu3 draws a picture: `ask.py "a shiba inu" --draw shiba.png --size 16:9`. If the server requires an
+API key, it is read from the environment variable VLLM_API_KEY.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +20,17 @@ from urllib.parse import urlsplit
 if not __package__:  # run as a file: import from the root of the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from flagscale.checks.guidance import KEYS, guidance_violations
 from flagscale.checks.message_files import file_violations, with_files
 from flagscale.errors import Problem, UserError
+from flagscale.files import write_atomic
 from tools.command import run
 
 if TYPE_CHECKING:
     import openai
 
 _DEFAULT_URL = "http://127.0.0.1:8000/v1"
+_MAX_TOKENS = 64
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,12 +49,21 @@ def _parser() -> argparse.ArgumentParser:
             metavar="FILE|URL",
             help=f"{what} to put before the prompt, in a chat message; give it several times for several",
         )
+    parser.add_argument("--max-tokens", type=int, help=f"most tokens to generate (default: {_MAX_TOKENS})")
+    parser.add_argument("--temperature", type=float, help="sampling temperature (default: 0; 1 for --draw)")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same answer or picture again")
     parser.add_argument(
-        "--max-tokens", type=int, default=64, help="most tokens to generate (default: %(default)s)"
+        "--draw", type=Path, metavar="FILE", help="draw the prompt into this PNG file; the model must be Emu3"
     )
     parser.add_argument(
-        "--temperature", type=float, default=0.0, help="sampling temperature (default: %(default)s)"
+        "--size", help="of the picture to draw: 1280x720, or a ratio like 16:9 (default: 1:1)"
     )
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        help="how strongly the answer moves away from --negative-prompt; the server needs `guidance: true`",
+    )
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="the text to move away from")
     return parser
 
 
@@ -58,12 +73,24 @@ def main() -> int:
     import openai
 
     arguments = _parser().parse_args()
+    guidance = {key: value for key in KEYS if (value := getattr(arguments, key)) is not None}
+    if wrong := [*_violations(arguments, guidance)]:
+        raise UserError([Problem(what) for what in wrong])
     chat = _chat(arguments)
     begun = False
     client = openai.OpenAI(base_url=arguments.url, api_key=os.environ.get("VLLM_API_KEY") or "none")
     try:
         model = arguments.model or client.models.list().data[0].id
-        settings = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature, "stream": True}
+        settings: dict[str, Any] = {
+            "max_tokens": _MAX_TOKENS if arguments.max_tokens is None else arguments.max_tokens,
+            "temperature": arguments.temperature or 0.0,
+            "seed": arguments.seed,
+            "stream": True,
+            "extra_body": guidance,
+        }
+        if arguments.draw:
+            _draw(client, model, arguments, guidance)
+            return 0
         if chat:
             for chunk in client.chat.completions.create(model=model, messages=chat, **settings):
                 begun = True
@@ -90,6 +117,42 @@ def main() -> int:
         raise UserError(f"the server ended the answer: {error.message}") from None
     print()
     return 0
+
+
+def _violations(arguments: argparse.Namespace, guidance: Mapping[str, Any]) -> Iterator[str]:
+    if not arguments.draw:
+        yield from (_as_options(what) for _, what in guidance_violations(guidance))
+        if arguments.size is not None:
+            yield "--size needs --draw FILE"
+        return
+    # Pictures have values of their own for the keys of guidance, so one of them may be given alone.
+    for name in ("chat", "image", "video", "max_tokens"):
+        if getattr(arguments, name):
+            yield f"--{name.replace('_', '-')} cannot be combined with --draw"
+    if not arguments.draw.absolute().parent.is_dir():
+        yield f"--draw {arguments.draw}: the folder {arguments.draw.parent} does not exist"
+
+
+def _draw(
+    client: openai.OpenAI, model: str, arguments: argparse.Namespace, guidance: Mapping[str, Any]
+) -> None:
+    """Write the picture of the prompt, and print what it takes to draw it again."""
+    given = {"size": arguments.size, "seed": arguments.seed, "temperature": arguments.temperature}
+    fields = {**guidance, **{name: value for name, value in given.items() if value is not None}}
+    answer = client.images.generate(prompt=arguments.prompt, model=model, extra_body=fields)
+    picture = (answer.data or [])[0]
+    try:
+        write_atomic(arguments.draw, base64.b64decode(picture.b64_json or ""))
+    except OSError as error:
+        raise UserError(f"{arguments.draw}: the picture cannot be written: {error.strerror}") from None
+    print(f"{arguments.draw}: {answer.size}, seed {getattr(picture, 'seed', 'unknown')}")
+
+
+def _as_options(what: str) -> str:
+    """Return a message about fields of a request as one about this program's options."""
+    for key in KEYS:
+        what = what.replace(f"`{key}`", f"--{key.replace('_', '-')}")
+    return what
 
 
 def _chat(arguments: argparse.Namespace) -> list[Any]:

@@ -105,7 +105,7 @@ def _largest(grid: Grid, room: int) -> Grid | None:
         smaller = Grid(height, max(round(height * grid.width / grid.height), 1))
         if smaller.tokens <= room:
             return smaller
-    return None
+    return Grid(1, room - 4) if room > 4 else None  # one row, with its mark and three at the end
 
 
 def image_area(processor: Mapping[str, Any]) -> int:

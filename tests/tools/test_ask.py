@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -33,6 +34,10 @@ class Server(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.headers["Authorization"] != "Bearer key":
             self._send({"error": {"message": "Unauthorized"}}, 401)
+            return
+        if self.path == "/v1/images/generations":
+            drawn = base64.b64encode(json.dumps(asked).encode()).decode()
+            self._send({"created": 1, "size": "8x8", "data": [{"b64_json": drawn, "seed": 4}]})
             return
         pieces = [f" {asked['model']}", f" {asked['max_tokens']}"]
         if self.path == "/v1/chat/completions":
@@ -145,3 +150,24 @@ def test_every_missing_picture_is_reported(url: str) -> None:
         "error: the image absent.png: no such file",
         "error: the video absent.mp4: no such file",
     ]
+
+
+def test_a_picture_is_drawn_into_a_file(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    words = ("--size", "16:9", "--seed", "4", "--guidance-scale", "2", "--temperature", "0.5")
+    done = ask("a cat", "--draw", str(file), *words, "--url", url, VLLM_API_KEY="key")
+    assert (done.returncode, done.stdout) == (0, f"{file}: 8x8, seed 4\n"), done.stderr
+    fields = {"size": "16:9", "seed": 4, "guidance_scale": 2.0, "temperature": 0.5}
+    assert json.loads(file.read_bytes()) == {"prompt": "a cat", "model": "aquila", **fields}
+
+
+def test_what_a_picture_cannot_be_asked_with_is_reported(url: str, tmp_path: Path) -> None:
+    words = ("--chat", "--max-tokens", "3", "--draw", str(tmp_path / "absent/a.png"))
+    done = ask("a cat", *words, "--url", url, VLLM_API_KEY="key")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: --chat cannot be combined with --draw",
+        "error: --max-tokens cannot be combined with --draw",
+        f"error: --draw {tmp_path}/absent/a.png: the folder {tmp_path}/absent does not exist",
+    ]
+    assert "--size needs --draw FILE" in ask("a cat", "--size", "1:1", "--url", url).stderr

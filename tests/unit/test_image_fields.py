@@ -19,9 +19,17 @@ def test_what_is_not_given_is_left_to_the_model() -> None:
 
 def test_fields_of_guidance_and_of_sampling_are_taken() -> None:
     body = {
-        **{"prompt": "a cat", "model": "emu3", "n": 3, "size": "16:9", "seed": 0},
-        **{"guidance_scale": 0, "negative_prompt": "a dog", "prompt_suffix": ""},
-        **{"temperature": 0.5, "top_k": 10, "top_p": 1},
+        "prompt": "a cat",
+        "model": "emu3",
+        "n": 3,
+        "size": "16:9",
+        "seed": 0,
+        "guidance_scale": 0,
+        "negative_prompt": "a dog",
+        "prompt_suffix": "",
+        "temperature": 0.5,
+        "top_k": 10,
+        "top_p": 1,
     }
     guidance = {"scale": 0, "negative": "a dog", "suffix": ""}
     sampling = {"temperature": 0.5, "top_k": 10, "top_p": 1}
@@ -30,8 +38,15 @@ def test_fields_of_guidance_and_of_sampling_are_taken() -> None:
 
 def test_fields_that_ask_for_what_happens_anyway_are_accepted() -> None:
     body = {
-        **{"prompt": "a cat", "response_format": "b64_json", "output_format": "png", "quality": "auto"},
-        **{"background": "opaque", "stream": False, "partial_images": 0, "user": "me", "moderation": "auto"},
+        "prompt": "a cat",
+        "response_format": "b64_json",
+        "output_format": "png",
+        "quality": "auto",
+        "background": "opaque",
+        "stream": False,
+        "partial_images": 0,
+        "user": "me",
+        "moderation": "auto",
     }
     assert read(body) == Asked("a cat")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 
 from vllm_flagscale.emu3 import wiring as emu3
-from vllm_flagscale.guidance import wiring as guidance
 from vllm_flagscale.guidance.http import MIDDLEWARE as GUIDANCE_FIELDS
+from vllm_flagscale.guidance.wiring import add_argument, wire
 from vllm_flagscale.ignored_fields import MIDDLEWARE as REPORT_IGNORED
 from vllm_flagscale.seeds import survive_seeds
 
@@ -27,12 +27,12 @@ def main() -> None:
 
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="vllm_flagscale.server"))
-    guidance.add_argument(parser)
+    add_argument(parser)
     arguments = parser.parse_args()
     survive_seeds(arguments)
-    guidance.wire(arguments)
+    wire(arguments)
     emu3.wire_server(arguments)
-    arguments.middleware = [*arguments.middleware, REPORT_IGNORED, GUIDANCE_FIELDS]
+    arguments.middleware = [*arguments.middleware, REPORT_IGNORED, GUIDANCE_FIELDS, emu3.IMAGES]
     leave_out_polling(arguments)
     command = ServeSubcommand()
     command.validate(arguments)

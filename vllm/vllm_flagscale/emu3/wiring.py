@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flagscale.errors import UserError
+from flagscale.run.failure import MISTAKE
 from vllm_flagscale.guidance import wiring as guidance
 
 GRID_PROCESSOR = "vllm_flagscale.emu3.processor:GridProcessor"
@@ -20,7 +20,7 @@ def wire(arguments: argparse.Namespace) -> None:
     The grid's processor comes before that of guidance, which draws among the tokens that the grid allows.
 
     Raises:
-        UserError: if another worker extension is named: vLLM takes one.
+        SystemExit: with code 2, if another worker extension is named: vLLM takes one.
     """
     if not is_emu3(arguments):
         return
@@ -30,15 +30,15 @@ def wire(arguments: argparse.Namespace) -> None:
     others.insert(others.index(guidance.PROCESSOR), GRID_PROCESSOR)
     arguments.logits_processors = others
     if arguments.worker_extension_cls not in ("", WORKER_EXTENSION):
-        what = "Emu3 decodes pictures in a worker extension of its own, and vLLM takes one"
-        raise UserError(f"{what}: remove worker_extension_cls {arguments.worker_extension_cls}")
+        what = f"--worker-extension-cls {arguments.worker_extension_cls} cannot be combined with Emu3"
+        print(f"{MISTAKE}{what}, whose pictures are decoded by one: remove it", flush=True)
+        raise SystemExit(2)
     arguments.worker_extension_cls = WORKER_EXTENSION
 
 
 def wire_server(arguments: argparse.Namespace) -> None:
-    """Do the same for a server, with its route and the template of its chats."""
+    """Do the same for a server, with the template of its chats, unless the user gives one."""
     wire(arguments)
-    arguments.middleware = [*arguments.middleware, IMAGES]
     if arguments.worker_extension_cls == WORKER_EXTENSION and arguments.chat_template is None:
         arguments.chat_template = template_of(arguments)
 

@@ -62,10 +62,14 @@ async def with_engine_fields(
     for name, what in penalty_violations(request, defaults, remedy):
         raise Refused(what, name)
     given = request.get("vllm_xargs") or {}
+    if not isinstance(given, dict):
+        return request  # vLLM refuses it
     guidance = guidance_of(own)
-    if guidance is None or not isinstance(given, dict):
-        return request  # the engine's own checks answer for these
+    if guidance is None:
+        _check(state, given.get(NEGATIVE_IDS), "vllm_xargs")
+        return request
     ids = await _negative_ids(state, is_chat, request, guidance)
+    _check(state, ids, NEGATIVE)
     # Without ids, vLLM cannot read the request. Should it do so after all, the processor refuses it.
     fields = extra_args(guidance.scale, ids) if ids else {SCALE: guidance.scale}
     return {**request, "vllm_xargs": {**given, **fields}}
@@ -85,20 +89,22 @@ async def _negative_ids(
         for field, what in chat_violations(messages, guidance, has_non_text_content(messages)):
             raise Refused(what, field)
     if not isinstance(negative, str):
-        ids = list(negative)
-    elif is_chat:
-        assert isinstance(messages, list)
-        ids = await _rendered(state, request | {"messages": negative_chat(messages, negative)}, True)
-    else:
-        ids = await _rendered(state, request | {"prompt": negative}, False)
+        return list(negative)
+    changed = {"messages": negative_chat(messages or [], negative)} if is_chat else {"prompt": negative}
+    return await _rendered(state, request | changed, is_chat)
+
+
+def _check(state: Any, ids: Any, field: str) -> None:
+    """Raise Refused if the engine has no such ids, or too few places; what is no list of ids, it refuses."""
     model = state.vllm_config.model_config
-    if ids and (wrong := [*id_violations(ids, model.max_model_len, model.get_vocab_size())]):
-        raise Refused("; ".join(wrong), NEGATIVE)
-    return ids
+    if not isinstance(ids, list) or not ids or not all(type(one) is int for one in ids):
+        return
+    if wrong := [*id_violations(ids, model.max_model_len, model.get_vocab_size())]:
+        raise Refused("; ".join(wrong), field)
 
 
-async def _rendered(state: Any, request: dict[str, Any], is_chat: bool) -> list[int]:
-    """Return the ids of the prompt of a request, [] if it is not valid.
+async def _rendered(state: Any, request: dict[str, Any], is_chat: bool) -> list[int] | None:
+    """Return the ids of the prompt of a request; None if it is not valid.
 
     By the way of vLLM's own requests (`renderers/online_renderer.py` of 0.32), so that templates, tools and
     special tokens are the same.
@@ -117,7 +123,7 @@ async def _rendered(state: Any, request: dict[str, Any], is_chat: bool) -> list[
     try:
         parsed = form.model_validate(deepcopy(request))  # vLLM's validators write into what they are given
     except ValidationError:
-        return []
+        return None
     try:
         renderer = state.online_renderer
         answer = await (renderer.render_chat(parsed) if is_chat else renderer.render_completion(parsed))

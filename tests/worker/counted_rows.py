@@ -1,0 +1,117 @@
+"""Asks a processor what it allows, by both of vLLM's interfaces; prints JSON. Run by `test_counted_rows`."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.sampling_params import SamplingParams
+from vllm.v1.sample.logits_processor import _load_logitsprocs_by_fqcns
+from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
+from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_by_fqcns
+
+from flagscale.checks import emu3_vocabulary as names
+
+NAME = "vllm_flagscale.emu3.processor:GridProcessor"
+MARKS = (names.END_OF_LINE, names.END_OF_FRAME, names.END_OF_IMAGE, names.END_OF_TEXT)
+IDS = {mark: at for at, mark in enumerate(MARKS)} | {names.CODE.format(code): 6 + code for code in range(3)}
+VOCABULARY = 12
+
+
+def config(model_type: str = "emu3") -> Any:
+    hf = SimpleNamespace(
+        model_type=model_type, vocabulary_map=IDS, vq_config=SimpleNamespace(codebook_size=3)
+    )
+    return SimpleNamespace(model_config=SimpleNamespace(hf_config=hf))
+
+
+def params(grid: list[int] | None) -> SamplingParams:
+    return SamplingParams(extra_args={"image_grid": grid} if grid else None)
+
+
+def allowed(logits: torch.Tensor) -> list[list[int]]:
+    """Return the ids that each row still allows."""
+    return [[at for at, one in enumerate(row) if one != float("-inf")] for row in logits.tolist()]
+
+
+def with_first(kind: Any) -> list[list[list[int]]]:
+    """Rows: a picture of 1 x 2 codes, an ordinary request, and a picture with one token (still computed)."""
+    processor = kind(config(), torch.device("cpu"), False)
+    outputs: list[list[int]] = [[], [5], [-1]]
+    added = [
+        (at, params(grid), [], output)
+        for at, (grid, output) in enumerate(zip(([1, 2], None, [1, 1]), outputs, strict=True))
+    ]
+    steps = []
+    processor.update_state(BatchUpdate(3, [], added, []))
+    steps.append(allowed(processor.apply(torch.zeros(3, VOCABULARY))))
+    outputs[0] += [6, 7, 0]
+    outputs[2] += [-1, -1, -1]
+    processor.update_state(BatchUpdate(3, [], [], [(0, 1, MoveDirectionality.SWAP)]))
+    steps.append(allowed(processor.apply(torch.zeros(3, VOCABULARY))))
+    processor.update_state(BatchUpdate(1, [2], [], [(1, 0, MoveDirectionality.UNIDIRECTIONAL)]))
+    steps.append(allowed(processor.apply(torch.zeros(1, VOCABULARY))))
+    return steps
+
+
+def with_second(kind: Any) -> list[list[list[int]]]:
+    """The same, in slots 7, 4 and 2 with prompts of 10, 20 and 30 tokens."""
+    prompts = np.zeros(8, dtype=int)
+    prompts[[7, 4, 2]] = 10, 20, 30
+    processor = kind(config(), SimpleNamespace(prompt_len=SimpleNamespace(np=prompts)))
+    asked = [processor.add_request(slot, params(g)) for slot, g in ((7, [1, 2]), (4, None), (2, [1, 1]))]
+    assert asked == [True, False, True]
+
+    def step(slots: list[int], lengths: list[int]) -> list[list[int]]:
+        ctx = SimpleNamespace(idx_mapping_np=np.array(slots), seq_lens_upper_bound_np=np.array(lengths))
+        return allowed(processor.apply(torch.zeros(len(slots), VOCABULARY), ctx))
+
+    steps = [step([7, 4, 2], [10, 21, 31]), step([4, 7, 2], [22, 13, 34]), step([7], [13])]
+    assert processor.add_request(7, params(None)) is False  # the slot's next request is an ordinary one
+    assert step([7], [10]) == [[*range(VOCABULARY)]]
+    return steps
+
+
+def refused(**changes: Any) -> str:
+    """Return why a request is refused; "" if it is not."""
+    kinds = _load_logitsprocs_by_fqcns([NAME])
+    given = {"max_tokens": 6, "extra_args": {"image_grid": [1, 2]}} | changes
+    try:
+        kinds[0].validate_params(SamplingParams(**given))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    (first,), (second,) = _load_logitsprocs_by_fqcns([NAME]), _load_v2_logitsprocs_by_fqcns([NAME])
+    try:
+        first(config("llama"), torch.device("cpu"), False)
+        other = ""
+    except ValueError as error:
+        other = str(error)
+    answers = {
+        "one class": first is second,
+        "first": with_first(first),
+        "second": with_second(second),
+        "other model": other,
+        "refused": [
+            refused(),
+            refused(extra_args=None, max_tokens=99),
+            refused(max_tokens=5),
+            *(
+                refused(extra_args={"image_grid": grid})
+                for grid in ([0, 2], [1], "1x2", [1.0, 2], [True, 2], 3)
+            ),
+            refused(stop=["x"]),
+            refused(stop_token_ids=[7], allowed_token_ids=[7]),
+        ],
+    }
+    print(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main()
