@@ -274,10 +274,10 @@ def _readable(results: Path) -> str:
     return "\n".join(pieces) + "\n"
 
 
-def _print_progress(done: int, total: int, tokens_per_s: float) -> None:
+def _print_progress(done: int, total: int, tokens_per_s: float, unit: str = "prompts") -> None:
     """Report progress to the process that started this one (see `flagscale.node.service`)."""
     if path := os.environ.get(PROGRESS_FILE):
-        reported = {"done": done, "total": total, "tokens_per_s": tokens_per_s}
+        reported = {"done": done, "total": total, "unit": unit, "tokens_per_s": tokens_per_s}
         write_atomic(Path(path), json.dumps(reported))
 
 

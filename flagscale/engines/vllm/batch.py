@@ -12,7 +12,7 @@ from flagscale import platforms
 from flagscale.checks.data import GUIDANCE
 from flagscale.checks.guidance import penalty_violations
 from flagscale.checks.model_folder import inputs_of
-from flagscale.checks.picture_prompts import PictureBatch
+from flagscale.checks.picture_prompts import IMAGE, PictureBatch
 from flagscale.config.engine_args import EngineArguments, render
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
@@ -101,6 +101,8 @@ def job(
     if arguments is None:
         return None
     values = arguments.values
+    if pictures and pictures.mode == IMAGE:  # of the folder's sampling values, none applies to pictures
+        values = {**values, "generation_config": "vllm"}
 
     def where(dest: str) -> str:
         return source_map.where(arguments.paths.get(dest, f"inference.llm.{dest}"))
@@ -115,7 +117,7 @@ def job(
     if generate is not None and not problems:
         problems += [
             Problem(what, source_map.where(f"inference.generate.sampling.{key}"))
-            for key, what in _request_violations(generate, arguments)
+            for key, what in _request_violations(generate, arguments, values)
         ]
     if problems or generate is None:
         return None
@@ -164,21 +166,23 @@ def job(
     )
 
 
-def _request_violations(generate: Generate, arguments: EngineArguments) -> Iterator[Violation]:
+def _request_violations(
+    generate: Generate, arguments: EngineArguments, values: Mapping[str, Any]
+) -> Iterator[Violation]:
     """Yield what vLLM would refuse in the sampling values that the user and the model's folder give."""
-    config = config_of(arguments.values) or {}
+    config = config_of(values) or {}
     vocabulary = config.get("vocab_size")
     size = vocabulary if isinstance(vocabulary, int) and "hf_overrides" not in arguments.paths else None
     defaults = {
         name: value
-        for name, value in generation_values(arguments.values).items()
+        for name, value in generation_values(values).items()
         if generate.sampling.get(name) is None
     }
     if wrong := [*field_violations(defaults)]:
         yield from ((key, f"{what} (generation_config.json); give a value here") for key, what in wrong)
         return
     is_plain = not generate.chat and not generate.prompts_file  # a file may hold chats
-    yield from request_violations(generate.sampling, defaults, arguments.values, size, is_plain)
+    yield from request_violations(generate.sampling, defaults, values, size, is_plain)
     if generate.guided:
         remedy = "set `generation_config: vllm` in `llm`"
         yield from penalty_violations(generate.sampling, defaults, remedy)

@@ -34,6 +34,8 @@ from flagscale.errors import Problem, nearest
 _SAMPLING = ("n", "seed", "temperature", "top_k", "top_p", "min_p")
 """The fields of SamplingParams that a picture can have."""
 _COMPUTED = "max_tokens"
+_OF_FOLDER = ("generation_config", "override_generation_config")
+"""Arguments of the engine about sampling values of the model's folder, which are those of texts."""
 _OWN = ("mode", *LISTS)
 _DEFAULTS = {SCALE: emu3.SCALE, NEGATIVE: emu3.NEGATIVE}
 Report = Callable[[str, str, str], None]
@@ -76,6 +78,11 @@ def take_pictures(
         if sampling.get(_COMPUTED) is not None:
             where = source_map.where(f"{path}.sampling.{_COMPUTED}")
             notices.append(f"{where}: has no effect: the number of tokens is computed from a picture's size")
+    given_to_engine = engine.paths if engine else {}
+    for key in _OF_FOLDER if mode == IMAGE else ():
+        if key in given_to_engine:
+            what = f"`{key}` has no effect on pictures"
+            problems.append(Problem(what, source_map.where(given_to_engine[key]), "use `sampling`"))
     if mode == IMAGE:
         rest |= {key: _DEFAULTS[key] for key in GUIDANCE if key not in given}
     own = _lists(given, mode, report)

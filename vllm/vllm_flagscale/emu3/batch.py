@@ -33,8 +33,9 @@ from vllm_flagscale.emu3.wiring import wire
 
 _SEEDS = 2**31
 """The number of seeds of which one is drawn for a picture that is given none."""
-Report = Callable[[int, int, float], None]
-"""Called with the pictures done, their total, and tokens per second."""
+_UNIT = "pictures"
+Report = Callable[[int, int, float, str], None]
+"""Called with what is done, its total, tokens per second, and what is counted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -188,7 +189,7 @@ def _make(
     waiting = deque(one for one in wanted if one.name not in seeds)
     if seeds:
         print(f"flagscale: {len(seeds)} pictures of a run that was ended are kept", flush=True)
-    report(len(seeds), len(wanted), 0.0)
+    report(len(seeds), len(wanted), 0.0, _UNIT)
     if not waiting:
         return seeds
     from vllm import LLM
@@ -219,7 +220,7 @@ def _make(
             files.add(one.name, png, {**one.source(model), "seed": seed})
             seeds[one.name] = seed
             tokens += len(ids)
-            report(len(seeds), len(wanted), tokens / (time.monotonic() - begun))
+            report(len(seeds), len(wanted), tokens / (time.monotonic() - begun), _UNIT)
     return seeds
 
 
