@@ -18,9 +18,16 @@ from PIL import Image
 
 from flagscale.checks.emu3 import AREA, grid_of
 from flagscale.checks.emu3_folder import positions_of
-from flagscale_testing.emu3 import IMAGE_AREA, make_emu3
+from flagscale_testing.emu3 import IMAGE_AREA
 from flagscale_testing.emu3_reference import Drawn, Reference
-from vllm_flagscale.emu3.prompts import NEGATIVE, SUFFIX, picture_request, question_text
+from tools.emu3 import tiny
+from vllm_flagscale.emu3.prompts import (
+    NEGATIVE,
+    SUFFIX,
+    chat_template,
+    picture_request,
+    question_text,
+)
 
 CASES = (
     ("a portrait of young girl.", "1:1", 3.0),
@@ -95,7 +102,39 @@ class Expected:
             "default codes": defaults.vq_config.codebook_size,
             "default levels": len(defaults.vq_config.channel_multiplier),
             "pads to the largest": [list(size) for size in sizes],
+            "begin with one BOS": [*map(self._has_one_bos, (None, "{{ messages[0]['content'] }}"))],
+            "refused": [*self._refused_texts()],
         }
+
+    def _has_one_bos(self, template: str | None) -> bool:
+        """Return whether a chat of text has one BOS, by transformers' processor as by ours."""
+        processor = self.reference.processor
+        ids = processor.apply_chat_template(
+            [{"role": "user", "content": "a dog"}],
+            chat_template=chat_template(template),
+            tokenize=True,
+            return_dict=True,
+        )["input_ids"][0]
+        return [int(one) for one in ids].count(self.tokenizer.bos_token_id) == 1
+
+    def _refused_texts(self) -> Iterator[str]:
+        """Yield why prompts are refused."""
+        for prompt, given in (
+            (" ", {}),
+            ("a cat", {"negative": ""}),
+            ("a <|image start|>", {}),
+            ("a cat", {"negative": "bad <|visual token 000001|>"}),
+            ("a cat " * 400, {}),
+        ):
+            try:
+                picture_request(self.tokenizer, prompt, grid_of("1:1", IMAGE_AREA), LENGTH, **given)
+            except ValueError as error:
+                yield str(error)
+        for question in ("", "what is <image>?"):
+            try:
+                question_text(self.tokenizer, question)
+            except ValueError as error:
+                yield str(error)
 
 
 def run(folder: Path, expected: Expected, settings: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +159,7 @@ def run(folder: Path, expected: Expected, settings: dict[str, Any]) -> dict[str,
         "multi_modal_data": {"image": shown},
     }
     bare = llm.generate([without], greedy, use_tqdm=False)[0]
-    alone = drawn_with_seed(llm, requests[1])
+    alone = drawn_with_seed(llm, requests[3])
     return {
         "prompts": [
             [*one.prompt] == drawn.prompt and [*one.negative] == drawn.negative
@@ -133,7 +172,7 @@ def run(folder: Path, expected: Expected, settings: dict[str, Any]) -> dict[str,
         "differs without BOS": [*bare.outputs[0].token_ids] != expected.answers[0],
         "pixels": [*differences(llm, expected.drawn)],
         "refused": refusals(llm, expected.drawn[0]),
-        "seeds": [alone == drawn_with_seed(llm, requests[1], *requests), len({*map(tuple, alone)})],
+        "seeds": [alone == drawn_with_seed(llm, requests[3], *requests[:3]), len({*map(tuple, alone)})],
         "preemptions": sum(one.value for one in llm.get_metrics() if one.name == "vllm:num_preemptions"),
         "left": llm.llm_engine.get_num_unfinished_requests(),
     }
@@ -177,11 +216,12 @@ def refusals(llm: Any, drawn: Drawn) -> list[str]:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    make_emu3(folder)
+    folder, asked = Path(sys.argv[1]), json.loads(sys.argv[2])
+    sys.argv[1:] = ["--output", str(folder)]
+    tiny.main()
     expected = Expected(folder)
     engines = []
-    for settings in json.loads(sys.argv[2]):
+    for settings in asked:
         engines.append(run(folder, expected, settings))
         gc.collect()  # the last engine has to give its memory back
     print(json.dumps({"facts": expected.facts(), "engines": engines}))

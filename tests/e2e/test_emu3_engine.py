@@ -90,12 +90,26 @@ def test_tokens_that_are_no_picture_are_not_decoded(engine: Any) -> None:
     ]
 
 
+def test_prompts_that_would_spoil_a_picture_are_refused(made: Any) -> None:
+    empty, negative, special, code, long, question, placeholder = made["facts"]["refused"]
+    assert empty == "the prompt is empty"
+    assert negative == "the negative prompt is empty"
+    assert special == "the prompt contains the special token <|image start|>"
+    assert code == "the negative prompt contains the special token <|visual token 000001|>"
+    assert long.startswith("a picture of 56x56 pixels takes 59 tokens, and with ")
+    assert long.endswith("; shorten the prompt")
+    assert question == "the question is empty"
+    assert placeholder == "the question contains <image>, which stands for a picture"
+
+
 def test_our_rules_are_those_of_transformers(made: Any) -> None:
-    assert made["facts"] == {
+    rules = {name: fact for name, fact in made["facts"].items() if name != "refused"}
+    assert rules == {
         "ratios round alike": True,
         "default positions": True,
         "default codes": 32768,
         "default levels": 4,
+        "begin with one BOS": [True, True],  # the folder has no template, or one without BOS
         # Its tokens of a small picture depend on the larger ones beside it; the engine's do not.
         "pads to the largest": [[2, 3, 64, 80], [1, 3, 64, 48]],
     }
