@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from flagscale.checks.emu3 import Grid
+from flagscale.checks.guidance import Guidance
+from flagscale.checks.picture_prompts import Drawing
+from vllm_flagscale.emu3.batch import Picture, seed_made
 from vllm_flagscale.emu3.pictures import PictureFiles
+from vllm_flagscale.emu3.prompts import PictureRequest
 
 SOURCE = {"prompt": [1, 2], "seed": 7}
 
@@ -60,3 +67,28 @@ def test_an_earlier_batch_stays_until_the_next_is_complete(tmp_path: Path) -> No
     second.publish([record(0, "pictures/0000_0.png")])
     assert {path.name for path in folder.iterdir()} == {"0000_0.png", "of the user.png"}
     assert (folder / "0000_0.png").read_bytes() == b"new"
+
+
+def picture(scale: float = 3.0, seed: int | None = None, **sampling: float) -> Picture:
+    grid = Grid(6, 8)
+    drawing = Drawing(0, "a cat", grid, Guidance(scale, "a dog"), {})
+    return Picture(drawing, PictureRequest((1, 2), (3,), grid, scale), 0, seed, sampling)
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "seed"),
+    [
+        (picture(), "emu3", 7),
+        (picture(seed=7), "emu3", 7),
+        (picture(seed=8), "emu3", None),
+        (picture(scale=2), "emu3", None),
+        (picture(top_k=5), "emu3", None),
+        (picture(), "other", None),
+    ],
+)
+def test_only_the_same_picture_is_kept(tmp_path: Path, asked: Picture, model: str, seed: int | None) -> None:
+    made = picture()
+    PictureFiles(tmp_path / "pictures", tmp_path / "results.jsonl").add(
+        made.name, b"one", {**made.source("emu3"), "seed": 7}
+    )
+    assert seed_made(asked, PictureFiles(tmp_path / "pictures", tmp_path / "results.jsonl"), model) == seed

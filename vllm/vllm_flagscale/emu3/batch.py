@@ -185,7 +185,7 @@ def _make(
 ) -> dict[str, int]:
     """Draw the pictures that are not there yet, and write each once it is finished; return all seeds."""
     model = str(arguments.model)
-    seeds = {one.name: seed for one in wanted if (seed := _seed_made(one, files, model)) is not None}
+    seeds = {one.name: seed for one in wanted if (seed := seed_made(one, files, model)) is not None}
     waiting = deque(one for one in wanted if one.name not in seeds)
     if seeds:
         print(f"flagscale: {len(seeds)} pictures of a run that was ended are kept", flush=True)
@@ -224,7 +224,7 @@ def _make(
     return seeds
 
 
-def _seed_made(picture: Picture, files: PictureFiles, model: str) -> int | None:
+def seed_made(picture: Picture, files: PictureFiles, model: str) -> int | None:
     """Return the seed of the picture if a run that was ended made it of all the same; None if not."""
     made = dict(files.made_from(picture.name) or {})
     seed = made.pop("seed", None)
