@@ -40,6 +40,8 @@ class Server(BaseHTTPRequestHandler):
             self._send({"created": 1, "size": "8x8", "data": [{"b64_json": drawn, "seed": 4}]})
             return
         pieces = [f" {asked['model']}", f" {asked['max_tokens']}"]
+        if "guidance_scale" in asked:
+            pieces = [f" {asked['guidance_scale']} {asked['negative_prompt']}"]
         if self.path == "/v1/chat/completions":
             pieces = [json.dumps(asked["messages"])]
         lines = [
@@ -93,6 +95,16 @@ def ask(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_the_answer_follows_the_prompt(url: str) -> None:
     done = ask("hello", "--url", url, "--max-tokens", "7", VLLM_API_KEY="key")
     assert (done.returncode, done.stdout) == (0, "hello aquila 7\n"), done.stderr
+
+
+def test_guidance_is_passed_on_and_checked(url: str) -> None:
+    guided = ("--guidance-scale", "2.5", "--negative-prompt", "worse")
+    done = ask("hello", "--url", url, *guided, VLLM_API_KEY="key")
+    assert (done.returncode, done.stdout) == (0, "hello 2.5 worse\n"), done.stderr
+    half = ask("hello", "--url", url, "--guidance-scale", "-1")
+    assert half.returncode == 2
+    assert "--guidance-scale takes a number of at least 0, not -1.0" in half.stderr
+    assert "--guidance-scale needs --negative-prompt" in half.stderr
 
 
 def test_a_wrong_key_and_a_missing_server_are_reported(url: str) -> None:

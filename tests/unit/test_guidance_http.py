@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-pytest.importorskip("vllm", reason="vLLM is not installed (make test installs it)")
 
 from vllm_flagscale.guidance.http import GuidanceFields
 
@@ -22,10 +19,9 @@ LONG = b"x" * 300_000
 
 @dataclass
 class App:
-    """An app that answers with status 200 and keeps what it gets; `keys` are those that it requires."""
+    """An app that answers with status 200 and keeps what it gets."""
 
     guidance: bool = True
-    keys: Sequence[str] = ()
     scope: dict[str, Any] = field(default_factory=dict)
     messages: list[dict[str, Any]] = field(default_factory=list)
 
@@ -51,7 +47,7 @@ class App:
     ) -> tuple[int, dict[str, Any]]:
         """Return the status and the answer to a request whose body comes in parts."""
         state = SimpleNamespace(
-            args=SimpleNamespace(guidance=self.guidance, api_key=list(self.keys)),
+            args=SimpleNamespace(guidance=self.guidance, api_key=None),
             openai_serving_completion=SimpleNamespace(default_sampling_params={"repetition_penalty": 1.3}),
         )
         length = str(sum(map(len, parts))).encode()
@@ -80,6 +76,11 @@ class App:
         if not sent:
             return 0, {}
         return sent[0]["status"], json.loads(b"".join(one.get("body", b"") for one in sent))
+
+
+@pytest.fixture(autouse=True)
+def without_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
 
 
 def encoded(**fields: Any) -> bytes:
@@ -160,14 +161,7 @@ def test_scale_1_becomes_an_ordinary_request_of_the_right_length() -> None:
     assert headers[b"x-own"] == b"1"
 
 
-def test_keys_are_checked_before_anything_is_read() -> None:
-    app = App(keys=["secret"])
-    assert app.post(encoded(prompt="x", **GUIDED)) == (401, {"error": "Unauthorized"})
-    assert app.messages == []
-
-
 def test_a_client_that_goes_while_it_sends_reaches_nobody() -> None:
     app = App()
-    scope_of_nothing = app.post()
-    assert scope_of_nothing == (0, {})
+    assert app.post() == (0, {})
     assert app.messages == []

@@ -39,6 +39,10 @@ def test_another_scheduler_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.startswith("flagscale: error: --scheduler-cls a.b.C cannot be combined")
 
 
+def made(name: str, **given: Any) -> tuple[str, dict[str, Any]]:
+    return name, given
+
+
 @pytest.mark.parametrize(("is_async", "name"), [(True, "GuidedAsyncScheduler"), (False, "GuidedScheduler")])
 def test_the_scheduler_is_the_one_that_vllm_decided_for(
     monkeypatch: pytest.MonkeyPatch, is_async: bool, name: str

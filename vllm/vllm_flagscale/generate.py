@@ -25,7 +25,7 @@ from flagscale.run.failure import MISTAKE
 from vllm_flagscale.emu3 import batch as emu3_batch
 from vllm_flagscale.emu3 import wiring as emu3
 from vllm_flagscale.guidance import wiring as guidance
-from vllm_flagscale.guidance.negative import guided_params, negatives
+from vllm_flagscale.guidance.negative import guided_params, negatives, sampling_violations
 from vllm_flagscale.sampling import Sampling, sampling_of
 from vllm_flagscale.seeds import survive_seeds
 
@@ -69,6 +69,8 @@ def main() -> int:
         prompts = _share(given, *arguments.share)
         has_plain = not all(prompt.chat(arguments.chat) for _, prompt in prompts)
         sampling = sampling_of(arguments.sampling, model_config, structured, has_plain=has_plain)
+        if arguments.guidance and (wrong := sampling_violations(sampling.plain, sampling.chat)):
+            raise ValueError("\n".join(wrong))
         # Do this first: the engine takes minutes to start.
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = output.with_name(f"{output.name}.partial")
@@ -178,7 +180,7 @@ def _generated(
 
     def each(prompts: list[tuple[int, Prompt]], params: Any) -> list[Any]:
         return [
-            guided_params(params, prompt, negative[place]) if place in negative else params
+            guided_params(params, prompt.guidance.scale, negative[place]) if prompt.guidance else params
             for place, prompt in prompts
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ _ABSENT: Mapping[str, str] = {
     "scheduler_cls": "guidance brings its own scheduler",
     **dict.fromkeys(("speculative_config", "spec_method", "spec_model", "spec_tokens"), _DRAFTS),
     **dict.fromkeys(("kv_transfer_config", "ec_transfer_config", "kv_offloading_size"), _CONNECTOR),
+    "watermark_config": "guidance draws the tokens itself",
     "diffusion_config": "models of this kind do not generate token by token",
     "pooler_config": "models of this kind generate no tokens",
 }
@@ -28,6 +30,7 @@ _VALUES: Mapping[str, tuple[tuple[Any, ...], str]] = {
         ("raw_logprobs", "raw_logits"),
         "processed values would only show that the drawn token is forced",
     ),
+    "enable_batch_sharded_sampling": ((None, False), "both rows are drawn together"),
     "decode_context_parallel_size": ((1,), "a row's cache would be divided"),
     "prefill_context_parallel_size": ((1,), "a row's cache would be divided"),
 }
@@ -52,8 +55,9 @@ def _violations(values: Mapping[str, Any], asked: frozenset[Guidance]) -> Iterat
             yield name, f"`{name}` cannot be combined with guidance: {why}; remove one of them"
     for name, (accepted, why) in _VALUES.items():
         if values.get(name, accepted[0]) not in accepted:
-            shown = " or ".join(map(str, accepted))
-            yield name, f"`{name}` {values[name]} cannot be combined with guidance: {why}; use {shown}"
+            shown = " or ".join(json.dumps(one).strip('"') for one in accepted if one is not None)
+            given = json.dumps(values[name]).strip('"')
+            yield name, f"`{name}: {given}` cannot be combined with guidance: {why}; use {shown}"
     for name in ("max_num_seqs", "max_num_active_seqs"):
         if values.get(name) == 1:
             yield name, f"`{name}` is 1, and a guided request takes two places: use 2 or more"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from math import ceil
 from typing import Any
 
 from flagscale.checks.guidance import (
@@ -24,18 +25,15 @@ _NOT_WITH = {"use_beam_search": "beam search", "prompt_embeds": "a prompt of emb
 
 
 class Refused(Exception):
-    """A request that is answered with an error in OpenAI's form; `param` is the field that is blamed."""
+    """A request that is answered with an error; `param` is the field that is blamed."""
 
-    def __init__(self, message: str, param: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
+    def __init__(
+        self, message: str, param: str, status: int = HTTPStatus.BAD_REQUEST, kind: str = "BadRequestError"
+    ) -> None:
         super().__init__(message)
-        self._param, self._status = param, status
-
-    def response(self) -> Any:
-        from fastapi.responses import JSONResponse
-        from vllm.entrypoints.serve import create_error_response
-
-        answer = create_error_response(str(self), status_code=self._status, param=self._param)
-        return JSONResponse(answer.model_dump(), status_code=self._status)
+        self.status = int(status)
+        self.answer = {"error": {"message": message, "type": kind, "param": param, "code": int(status)}}
+        """The error in OpenAI's form."""
 
 
 def in_engine(request: Mapping[str, Any]) -> bool:
@@ -70,6 +68,8 @@ async def with_engine_fields(
         return request
     ids = await _negative_ids(state, is_chat, request, guidance)
     _check(state, ids, NEGATIVE)
+    if ids and (what := await _without_room(state, is_chat, request, len(ids))):
+        raise Refused(what, NEGATIVE)
     # Without ids, vLLM cannot read the request. Should it do so after all, the processor refuses it.
     fields = extra_args(guidance.scale, ids) if ids else {SCALE: guidance.scale}
     return {**request, "vllm_xargs": {**given, **fields}}
@@ -91,7 +91,31 @@ async def _negative_ids(
     if not isinstance(negative, str):
         return list(negative)
     changed = {"messages": negative_chat(messages or [], negative)} if is_chat else {"prompt": negative}
-    return await _rendered(state, request | changed, is_chat)
+    rendered = await _rendered(state, request | changed, is_chat)
+    return rendered[0] if rendered else None
+
+
+async def _without_room(state: Any, is_chat: bool, request: dict[str, Any], negative: int) -> str:
+    """Return why a request and a negative prompt of this length do not fit into the KV cache; "" if they do.
+
+    The prompt is tokenized a second time only if the cache is too small for two of the longest sequences.
+    """
+    cache, model = state.vllm_config.cache_config, state.vllm_config.model_config
+    size = cache.block_size
+    # Of all data parallel ranks; one block of each is a placeholder that no request gets.
+    blocks = cache.num_gpu_blocks // state.vllm_config.parallel_config.data_parallel_size - 1
+    if 2 * ceil(model.max_model_len / size) <= blocks:
+        return ""
+    try:
+        prompt = max(map(len, await _rendered(state, request, is_chat)), default=0)
+    except Refused:
+        return ""  # vLLM refuses the prompt
+    if ceil(prompt / size) + ceil(negative / size) <= blocks:
+        return ""
+    return (
+        f"a prompt of {prompt} and a `{NEGATIVE}` of {negative} tokens do not fit into the KV cache together "
+        f"({blocks} blocks of {size} tokens): shorten them, or give the server's cache more memory"
+    )
 
 
 def _check(state: Any, ids: Any, field: str) -> None:
@@ -103,11 +127,14 @@ def _check(state: Any, ids: Any, field: str) -> None:
         raise Refused("; ".join(wrong), field)
 
 
-async def _rendered(state: Any, request: dict[str, Any], is_chat: bool) -> list[int] | None:
-    """Return the ids of the prompt of a request; None if it is not valid.
+async def _rendered(state: Any, request: dict[str, Any], is_chat: bool) -> list[list[int]]:
+    """Return the ids of each prompt of a request; none if the request is not valid.
 
     By the way of vLLM's own requests (`renderers/online_renderer.py` of 0.32), so that templates, tools and
     special tokens are the same.
+
+    Raises:
+        Refused: if it cannot be tokenized, or is too long; it blames the negative prompt.
     """
     from copy import deepcopy
 
@@ -123,7 +150,7 @@ async def _rendered(state: Any, request: dict[str, Any], is_chat: bool) -> list[
     try:
         parsed = form.model_validate(deepcopy(request))  # vLLM's validators write into what they are given
     except ValidationError:
-        return None
+        return []
     try:
         renderer = state.online_renderer
         answer = await (renderer.render_chat(parsed) if is_chat else renderer.render_completion(parsed))
@@ -131,6 +158,6 @@ async def _rendered(state: Any, request: dict[str, Any], is_chat: bool) -> list[
         answer = create_error_response(error)
     if isinstance(answer, ErrorResponse):
         what = f"`{NEGATIVE}`: {answer.error.message}"
-        raise Refused(what, NEGATIVE, HTTPStatus(answer.error.code))
+        raise Refused(what, NEGATIVE, answer.error.code, answer.error.type)
     inputs = answer[1] if is_chat else answer
-    return list(inputs[0]["prompt_token_ids"])
+    return [list(one["prompt_token_ids"]) for one in inputs]

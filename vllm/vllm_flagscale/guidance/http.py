@@ -6,6 +6,7 @@ vLLM 0.32 ignores fields that it does not know, so a server without guidance ref
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ class GuidanceFields:
             try:
                 request = await _translated(scope["app"].state, _route(scope), request)
             except Refused as refused:
-                await refused.response()(scope, receive, send)
+                await _answer(send, refused)
                 return
             body = json.dumps(request).encode()
             scope = {**scope, "headers": [*_with_length(scope["headers"], len(body))]}
@@ -104,11 +105,19 @@ def _route(scope: Any) -> str:
 
 def _after_authentication(app: Any, scope: Any) -> Any:
     """Return `app` behind vLLM's own check of keys, if the server has keys."""
-    from vllm import envs
+    keys = [key for key in (scope["app"].state.args.api_key or [os.environ.get("VLLM_API_KEY")]) if key]
+    if not keys:
+        return app
     from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
-    keys = [key for key in (scope["app"].state.args.api_key or [envs.VLLM_API_KEY]) if key]
-    return AuthenticationMiddleware(app, tokens=keys) if keys else app
+    return AuthenticationMiddleware(app, tokens=keys)
+
+
+async def _answer(send: Any, refused: Refused) -> None:
+    body = json.dumps(refused.answer).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _body_of(receive: Receive) -> bytes | None:

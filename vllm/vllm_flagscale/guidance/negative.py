@@ -7,7 +7,7 @@ from typing import Any
 
 from flagscale.checks.guidance import NEGATIVE, negative_chat
 from flagscale.checks.prompts import Prompt
-from vllm_flagscale.guidance.request import extra_args
+from vllm_flagscale.guidance.request import extra_args, violations
 
 
 def negatives(
@@ -71,12 +71,17 @@ def _ids(rendered: Sequence[Mapping[str, Any]]) -> list[int]:
     return list(rendered[0]["prompt_token_ids"])
 
 
-def guided_params(params: Any, prompt: Prompt, negative: Sequence[int]) -> Any:
+def guided_params(params: Any, scale: float, negative: Sequence[int]) -> Any:
     """Return the sampling parameters of a guided prompt whose negative prompt has these ids."""
-    assert prompt.guidance is not None
     guided = params.clone()
-    guided.extra_args = {**(params.extra_args or {}), **extra_args(prompt.guidance.scale, negative)}
+    guided.extra_args = {**(params.extra_args or {}), **extra_args(scale, negative)}
     return guided
+
+
+def sampling_violations(*each: Any) -> list[str]:
+    """Return why guided prompts cannot have one of these sampling parameters (None for no such prompts)."""
+    asked = [guided_params(params, 2.0, [0]) for params in each if params is not None]
+    return [*dict.fromkeys(what for params in asked for what in violations(params))]
 
 
 def id_violations(ids: Sequence[int], longest: int, vocabulary: int) -> Iterator[str]:
