@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from flagscale.checks import emu3_folder
 from flagscale.run.failure import MISTAKE
 from vllm_flagscale.guidance import wiring as guidance
 
@@ -62,7 +63,7 @@ def is_emu3(arguments: argparse.Namespace) -> bool:
         config: dict[str, Any] | None = get_hf_file_to_dict("config.json", source, arguments.revision)
     except ValueError:  # neither a folder nor a name on the Hub: a file, or the address of a store
         return False
-    return (config or {}).get("model_type") == "emu3"
+    return emu3_folder.is_emu3(config or {})
 
 
 def _model(arguments: argparse.Namespace) -> str:
