@@ -60,7 +60,8 @@ def main() -> int:
         return 0
     try:
         given = _prompts(arguments)
-        arguments.guidance |= any(prompt.guidance for prompt in given)
+        is_guided = any(prompt.guidance for prompt in given)
+        arguments.guidance |= is_guided
         guidance.wire(arguments)
         emu3.wire(arguments)
         engine_args = EngineArgs.from_cli_args(arguments)
@@ -69,7 +70,8 @@ def main() -> int:
         prompts = _share(given, *arguments.share)
         has_plain = not all(prompt.chat(arguments.chat) for _, prompt in prompts)
         sampling = sampling_of(arguments.sampling, model_config, structured, has_plain=has_plain)
-        if arguments.guidance and (wrong := sampling_violations(sampling.plain, sampling.chat)):
+        # With Emu3, every engine guides, but not every batch does.
+        if is_guided and (wrong := sampling_violations(sampling.plain, sampling.chat)):
             raise ValueError("\n".join(wrong))
         # Do this first: the engine takes minutes to start.
         output.parent.mkdir(parents=True, exist_ok=True)
