@@ -13,6 +13,7 @@ from flagscale.checks.blend_rules import blend_violations, list_violations, size
 from flagscale.checks.indexed import bin_path, problems
 from flagscale.checks.model_folder import folder_violations, is_path
 from flagscale.checks.picture_data import picture_data_violations, picture_remarks
+from flagscale.checks.picture_prompts import PictureBatch, picture_problems
 from flagscale.checks.pictures import has_pictures
 from flagscale.checks.prompts import read_prompts
 from flagscale.errors import Violation
@@ -51,6 +52,10 @@ def input_violations(inputs: Mapping[str, Any], cwd: Path = Path()) -> Iterator[
         if file := inputs.get("prompts_file"):
             for wrong in read_prompts(cwd / file, inputs.get(GUIDANCE))[1]:
                 yield "prompts_file", wrong
+        if "pictures" in inputs:
+            batch = PictureBatch(**inputs["pictures"])
+            for wrong in picture_problems(batch, cwd / file if file else None):
+                yield "pictures", wrong
     elif inputs:
         yield from data_violations(inputs, cwd, has_own_data=HAS_OWN_DATA in inputs)
 

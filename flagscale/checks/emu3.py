@@ -17,6 +17,13 @@ FACTOR = 8
 """Pixels on each side of a code; transformers' `Emu3Processor` has it as a constant too."""
 AREA = 518_400
 """Pixels of a picture that is asked for by its ratio: 720 x 720, which Emu3 was trained for."""
+SCALE = 3.0
+"""Of guidance, as BAAI's README draws."""
+NEGATIVE = (
+    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, "
+    "worst quality, low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
+)
+"""The usual negative prompt of a picture (v0.6.0's inference_emu3.py and BAAI's README)."""
 _RATIO = re.compile(r"([0-9]{1,6}):([0-9]{1,6})")
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 

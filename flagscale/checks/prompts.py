@@ -34,6 +34,8 @@ class Prompt:
     messages: tuple[dict[str, Any], ...] = ()
     line: dict[str, Any] = field(default_factory=dict)
     """The whole JSON object of a `.jsonl` file, whose other keys go to the results."""
+    number: int = 0
+    """Of its line in the file, from 1; 0 for a prompt in the YAML."""
     guidance: Guidance | None = None
     """None for an ordinary prompt, also if it asks for scale 1."""
 
@@ -77,7 +79,7 @@ def read_prompts(path: Path, guidance: Mapping[str, Any] | None = None) -> tuple
         keys = keys_of_line(prompt.line, guidance or {})
         broken = [what for _, what in guidance_violations(keys)]
         guided = prompt if broken else _with_guidance(prompt, keys)
-        prompts.append(guided)
+        prompts.append(replace(guided, number=number))
         if guided.guidance and prompt.messages:
             found = chat_violations(
                 prompt.messages, guided.guidance, has_media=bool(media_of(prompt.messages))

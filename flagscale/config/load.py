@@ -43,10 +43,6 @@ def load_experiment(config: DictConfig, source_map: SourceMap) -> Loaded:
     notices = v060.translate_experiment(tree, source_map, problems)
     reported = {problem.where for problem in problems}
     wrong = set(failed)
-    task = _mapping(_mapping(tree.get("experiment")).get("task"))
-    is_available = not v060.is_not_available(task.get("entrypoint"))
-    if not is_available:
-        wrong.add("experiment.task.entrypoint")
     section, found = _read_experiment(tree.get("experiment"), source_map, wrong)
     found += _other_groups(tree, source_map, wrong)
     # A key whose interpolation failed, or that is `???`, is reported once: not as missing too.
@@ -55,9 +51,7 @@ def load_experiment(config: DictConfig, source_map: SourceMap) -> Loaded:
         return Loaded(None, tuple(problems), tuple(notices), frozenset(wrong), has_task=False)
     meant = _meant(section.task, tree, wrong)
     arguments = _mapping(tree.get(meant.type))
-    # Nothing can be said about the keys of a program that this version does not have.
-    has_group = isinstance(tree.get(meant.type), dict) and meant.type in _task_types(meant.backend)
-    has_task = is_available and has_group
+    has_task = isinstance(tree.get(meant.type), dict) and meant.type in _task_types(meant.backend)
     experiment = _experiment(section.model_copy(update={"task": meant}), arguments)
     return Loaded(experiment, tuple(problems), tuple(notices), frozenset(wrong), has_task)
 

@@ -174,7 +174,7 @@ class ServiceMonitor:
         """Read the progress that a service reports in its file."""
         try:
             reported = json.loads(self._progress.read_text(encoding="utf-8"))
-            figures = {name: reported[name] for name in ("done", "total", "tokens_per_s")}
+            figures = {name: reported[name] for name in ("done", "total", "unit", "tokens_per_s")}
         except (OSError, ValueError, KeyError):
             return  # it has not reported anything yet
         self.enter("running")

@@ -45,6 +45,11 @@ class RunDir:
         """The output of batch inference, unless the configuration names another file."""
         return self.path / "results.jsonl"
 
+    @property
+    def pictures(self) -> Path:
+        """The pictures that batch inference draws, unless the configuration names a file for the results."""
+        return self.path / "pictures"
+
     def share_of(self, rank: int) -> RunDir:
         """Return the run directory of one host's share, for hosts that each start their own share."""
         return RunDir(self.path / "cloud" / f"host_{rank}")

@@ -135,6 +135,8 @@ class ServiceState:
     done: int | None = None
     total: int | None = None
     """The amount of work of a service that runs to an end; `done` is the part that is finished."""
+    unit: str = "prompts"
+    """What both count."""
     last_line: str = ""
     """The last line that it printed while starting."""
     behind: str = ""

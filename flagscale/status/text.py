@@ -154,7 +154,7 @@ def _text(state: ServiceState, phase: str) -> str:
         parts.append(state.failure.message)
         parts += [f"log {state.failure.log}"] if state.failure.log else []
     if state.total is not None:
-        parts.append(f"{state.done}/{state.total} prompts")
+        parts.append(f"{state.done}/{state.total} {state.unit}")
     if state.requests_running is not None:
         parts.append(f"{state.requests_running} running, {state.requests_waiting} waiting")
     if state.tokens_per_s is not None:

@@ -42,7 +42,7 @@ def main() -> None:
     if "progress" in behaves:
         done, total = map(int, behaves["progress"].split(":"))
         with open(os.environ["FLAGSCALE_PROGRESS_FILE"], "w") as file:
-            json.dump({"done": done, "total": total, "tokens_per_s": 7.5}, file)
+            json.dump({"done": done, "total": total, "unit": "prompts", "tokens_per_s": 7.5}, file)
     if "mistakes" in behaves:
         lines = [f"flagscale: error: mistake {number}" for number in range(int(behaves["mistakes"]))]
         print("progress: 0%", "\n".join([*lines, *["shutting down"] * 30]), flush=True)

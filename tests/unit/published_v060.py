@@ -22,8 +22,6 @@ class Combination:
     experiment: Tree
     task: Tree
     fixes: Mapping[str, Any] = field(default_factory=dict)
-    later: str = ""
-    """The feature that this version does not have yet: the only message that may remain."""
     environment: Mapping[str, str] = field(default_factory=dict)
     group: str = "train"
     action: str = "run"
@@ -449,8 +447,12 @@ _INFERENCE = {
 
 
 def _emu3(model: str, **generate: Any) -> Tree:
-    llm = {"model": model, "vq_model": "BAAI/Emu3-VisionTokenizer/", "skip_tokenizer_init": True}
-    return {"llm": llm, "generate": {"prompts": ["a", "b"], **generate}}
+    needed = {
+        "vq_model": "BAAI/Emu3-VisionTokenizer/",
+        "skip_tokenizer_init": True,
+        "trust_remote_code": True,
+    }
+    return {"llm": {"model": model, **needed}, "generate": {"prompts": ["a", "b"], **generate}}
 
 
 _OFFLINE = {"runner": {"hostfile": None}, "cmds": {"before_start": "source activate flagscale"}}
@@ -528,16 +530,26 @@ COMBINATIONS = (
         "emu_chat",
         "inference_emu3_i2t",
         _experiment("flagscale/inference/inference_emu3.py", kind="inference", backend="vllm", **_OFFLINE),
-        _emu3("BAAI/Emu3-Chat", mode="U", images=["a.png", "b.png"], sampling={"max_tokens": 1024}),
-        later="Emu3",
+        _emu3(
+            "BAAI/Emu3-Chat",
+            mode="U",
+            images=["demo.png", "demo.png"],
+            sampling={"temperature": 0.0, "max_tokens": 1024, "detokenize": False},
+        ),
+        {"inference.llm.model": "BAAI/Emu3-Chat-hf"},
         group="inference",
     ),
     Combination(
         "emu_gen",
         "inference_emu3_t2i",
         _experiment("flagscale/inference/inference_emu3.py", kind="inference", backend="vllm", **_OFFLINE),
-        _emu3("BAAI/Emu3-Gen", mode="G", ratios=["1:1", "16:9"], sampling={"guidance_scale": 3.0}),
-        later="Emu3",
+        _emu3(
+            "BAAI/Emu3-Gen",
+            mode="G",
+            ratios=["1:1", "16:9"],
+            sampling={"top_k": 2048, "max_tokens": 40960, "guidance_scale": 3.0, "detokenize": False},
+        ),
+        {"inference.llm.model": "BAAI/Emu3-Gen-hf"},
         group="inference",
     ),
     Combination(

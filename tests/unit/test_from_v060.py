@@ -40,12 +40,10 @@ TABLES = {
     "task": table(changes(v060.TASK), "keys of `train` | what happens"),
     "own rules": table(v060.WITH_OWN_RULES, "key of `train` | what happens"),
     "inference": table(changes(v060.INFERENCE), "keys of `inference` | what happens"),
+    "emu3": table(changes(v060.EMU3), "keys of `inference` with `mode` G or U | what happens"),
     "tokenizers": table({k: f"`{v}`" for k, v in TOKENIZERS.items()}, "`tokenizer_type` | now"),
     "programs": table(
-        {
-            **{path: f"`{name}`" for path, name in v060.ENTRYPOINTS.items()},
-            **{path: f"not in this version yet: {what}" for path, what in v060.LATER_ENTRYPOINTS.items()},
-        },
+        {path: f"`{name}`" for path, name in v060.ENTRYPOINTS.items()},
         "`experiment.task.entrypoint` | now",
     ),
 }

@@ -11,7 +11,8 @@ from flagscale.checks.prompts import Prompt, inline_prompts, read_prompts
 def test_a_text_file_holds_one_prompt_per_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("one\n\n  two \r\nthrée")
-    assert read_prompts(file) == ([Prompt("one"), Prompt("  two "), Prompt("thrée")], [])
+    expected = [Prompt("one", number=1), Prompt("  two ", number=3), Prompt("thrée", number=4)]
+    assert read_prompts(file) == (expected, [])
 
 
 def test_json_lines(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from flagscale.config.source_map import SourceMap
 from flagscale.config.v060.derived import ffn_hidden_size
 from flagscale.config.v060.keys import (
     EXPERIMENT,
-    LATER_ENTRYPOINTS,
     TASK,
     WITH_OWN_RULES,
 )
@@ -472,18 +471,6 @@ def test_a_blank_in_a_key_with_its_own_rule_hides_no_other_mistake(
     assert "needs `group_query_attention: true`" in error
 
 
-@pytest.mark.parametrize("path", LATER_ENTRYPOINTS)
-def test_a_program_of_a_missing_feature_is_one_mistake(
-    path: str, words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    override = f"experiment.task.entrypoint=./{path}"
-    assert main([*words, override, "train.freeze_LM=true", "train.nonsense=1"]) == 2
-    feature = f"{LATER_ENTRYPOINTS[path]}: not in this version yet"
-    assert capsys.readouterr().err == (
-        f"1 mistake in the configuration:\n- command line: experiment.task.entrypoint: {feature}\n"
-    )
-
-
 def test_the_advice_for_extra_validation_sets_is_complete(
     words: list[str], capsys: pytest.CaptureFixture[str], write_data: Callable[..., str]
 ) -> None:
@@ -515,19 +502,36 @@ def test_the_advice_for_extra_validation_sets_is_complete(
 
 def test_keys_of_its_inference() -> None:
     problems: list[Problem] = []
-    raw = {
-        "llm": {"model": "m", "vq_model": "v"},
-        "generate": {"mode": "G", "ratios": [], "sampling": {"top_k": 1, "guidance_scale": 3.0}},
-    }
+    llm = {"model": "m", "vq_model": "v", "skip_tokenizer_init": True, "trust_remote_code": True}
+    sampling = {"top_k": 1, "guidance_scale": 3.0, "detokenize": False}
+    raw = {"llm": llm, "generate": {"mode": "G", "ratios": ["1:1"], "sampling": sampling}}
     kept, notices = translate_inference(raw, "inference", SourceMap(), problems)
-    assert kept == {"llm": {"model": "m"}, "generate": {"sampling": {"top_k": 1}}}
-    assert notices == ["inference.generate.ratios: dropped because it has no effect"]
-    assert [problem.where for problem in problems] == [
-        "inference.llm.vq_model",
+    image = {"mode": "image", "ratios": ["1:1"], "sampling": {"top_k": 1}, "guidance_scale": 3.0}
+    assert kept == {"llm": {"model": "m"}, "generate": image}
+    assert problems == []
+    assert [notice.split(": ")[0] for notice in notices] == [
         "inference.generate.mode",
+        "inference.llm.vq_model",
         "inference.generate.sampling.guidance_scale",
+        "inference.llm.skip_tokenizer_init",
+        "inference.llm.trust_remote_code",
+        "inference.generate.sampling.detokenize",
     ]
-    assert translate_inference({"llm": 3}, "inference", SourceMap(), problems)[0] == {"llm": 3}
+    assert translate_inference(kept, "inference", SourceMap(), problems) == (kept, [])
+
+
+def test_keys_of_other_inferences_are_left() -> None:
+    problems: list[Problem] = []
+    for raw in (
+        {"llm": 3},
+        {"llm": {"skip_tokenizer_init": True}, "generate": {"prompts": ["a"]}},
+        {"llm": {"trust_remote_code": True}, "generate": {"mode": ["G"]}},
+    ):
+        assert translate_inference(raw, "inference", SourceMap(), problems) == (raw, [])
+    twice = {"generate": {"guidance_scale": 2.0, "sampling": {"guidance_scale": 3.0}}}
+    translate_inference(twice, "inference", SourceMap(), problems)
+    (problem,) = problems
+    assert "3.0 here, 2.0 at inference.generate.guidance_scale" in problem.what
 
 
 @pytest.mark.parametrize(

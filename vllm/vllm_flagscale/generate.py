@@ -22,8 +22,10 @@ from flagscale.errors import Problem, UserError
 from flagscale.files import put_in_place, write_atomic
 from flagscale.run.env import PROGRESS_FILE
 from flagscale.run.failure import MISTAKE
+from vllm_flagscale.emu3 import batch as emu3_batch
+from vllm_flagscale.emu3 import wiring as emu3
+from vllm_flagscale.guidance import wiring as guidance
 from vllm_flagscale.guidance.negative import guided_params, negatives, sampling_violations
-from vllm_flagscale.guidance.wiring import add_argument, wire
 from vllm_flagscale.sampling import Sampling, sampling_of
 from vllm_flagscale.seeds import survive_seeds
 
@@ -43,28 +45,39 @@ def main() -> int:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="vllm_flagscale.generate"))
-    add_argument(parser)
+    guidance.add_argument(parser)
     _add_arguments(parser)
+    emu3_batch.add_arguments(parser)
     arguments = parser.parse_args()
     output = Path(arguments.output)
     survive_seeds(arguments)
+    if emu3_batch.draws(arguments):
+        try:
+            given = _prompts(arguments)
+            emu3_batch.draw(arguments, given, _share(given, *arguments.share), _print_progress)
+        except UserError as error:
+            return _refused(error)
+        return 0
     try:
         given = _prompts(arguments)
-        arguments.guidance |= any(prompt.guidance for prompt in given)
-        wire(arguments)
+        is_guided = any(prompt.guidance for prompt in given)
+        arguments.guidance |= is_guided
+        guidance.wire(arguments)
+        emu3.wire(arguments)
         engine_args = EngineArgs.from_cli_args(arguments)
         model_config = engine_args.create_model_config()
         structured = engine_args.create_structured_outputs_config()
         prompts = _share(given, *arguments.share)
         has_plain = not all(prompt.chat(arguments.chat) for _, prompt in prompts)
         sampling = sampling_of(arguments.sampling, model_config, structured, has_plain=has_plain)
-        if arguments.guidance and (wrong := sampling_violations(sampling.plain, sampling.chat)):
+        # With Emu3, every engine guides, but not every batch does.
+        if is_guided and (wrong := sampling_violations(sampling.plain, sampling.chat)):
             raise ValueError("\n".join(wrong))
         # Do this first: the engine takes minutes to start.
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = output.with_name(f"{output.name}.partial")
         file = partial.open("w", encoding="utf-8")
-    except (ValueError, TypeError, OSError) as error:
+    except (UserError, ValueError, TypeError, OSError) as error:
         return _refused(error)
     if sampling.from_folder:
         taken = ", ".join(f"{name} {value}" for name, value in sampling.from_folder.items())
@@ -72,16 +85,18 @@ def main() -> int:
     with file:
         _print_progress(0, len(prompts), 0.0)
         engine = LLM.from_engine_args(engine_args)
+        if emu3.is_emu3(arguments):
+            engine.chat_template = emu3.template_of(arguments)
         try:
             negative, wrong = negatives(engine, prompts, chat=arguments.chat)
             if wrong := [*_prompt_violations(engine, prompts), *wrong]:
-                return _refused(ValueError("\n".join(wrong)))
+                return _refused(UserError(map(Problem, wrong)))
             for record in _generated(engine, prompts, negative, sampling, arguments):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except ChatTemplateResolutionError:
             return _refused(ValueError(_NO_TEMPLATE))
         except UserError as error:
-            return _refused(ValueError("\n".join(error.messages)))
+            return _refused(error)
         except VLLMClientError as error:  # a chat that is too long, for example
             return _refused(error)
     readable = output.with_suffix(".txt")
@@ -106,7 +121,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _refused(error: Exception) -> int:
-    print("\n".join(f"{MISTAKE}{line}" for line in str(error).splitlines()), flush=True)
+    text = "\n".join(error.messages) if isinstance(error, UserError) else str(error)
+    print("\n".join(f"{MISTAKE}{line}" for line in text.splitlines()), flush=True)
     return _MISTAKE
 
 
@@ -118,8 +134,8 @@ def _prompts(arguments: argparse.Namespace) -> list[Prompt]:
         prompts = [one for one in read if isinstance(one, Prompt)]
         wrong = [one for one in read if isinstance(one, str)]
     if wrong:
-        raise ValueError("\n".join(wrong))
-    return prompts
+        raise UserError(map(Problem, wrong))
+    return emu3_batch.as_questions(arguments, prompts)
 
 
 def _share(prompts: Sequence[Prompt], rank: int, hosts: int) -> list[tuple[int, Prompt]]:
@@ -262,10 +278,10 @@ def _readable(results: Path) -> str:
     return "\n".join(pieces) + "\n"
 
 
-def _print_progress(done: int, total: int, tokens_per_s: float) -> None:
+def _print_progress(done: int, total: int, tokens_per_s: float, unit: str = "prompts") -> None:
     """Report progress to the process that started this one (see `flagscale.node.service`)."""
     if path := os.environ.get(PROGRESS_FILE):
-        reported = {"done": done, "total": total, "tokens_per_s": tokens_per_s}
+        reported = {"done": done, "total": total, "unit": unit, "tokens_per_s": tokens_per_s}
         write_atomic(Path(path), json.dumps(reported))
 
 

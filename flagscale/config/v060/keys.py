@@ -45,8 +45,8 @@ def _each(keys: str, change: Change) -> dict[str, Change]:
     return dict.fromkeys(keys.split(), change)
 
 
-EMU3, SFT = "Emu3", "instruction tuning"
-"""Features that this version does not have yet."""
+SFT = "instruction tuning"
+"""A feature that this version does not have yet."""
 
 
 _NO_RETRO = "Retro models no longer exist in the engine; remove the key"
@@ -171,13 +171,19 @@ WITH_OWN_RULES: Mapping[str, str] = {
 """Task keys that are not simply renamed or dropped (see `translate_task`), with what happens to them."""
 
 INFERENCE: Mapping[str, Change] = {
-    "llm.vq_model": _later(EMU3),
-    "generate.mode": _later(EMU3),
-    "generate.ratios": _later(EMU3),
-    "generate.images": _later(EMU3),
-    "generate.sampling.guidance_scale": _later("guidance"),
+    "llm.vq_model": _drop("the model's folder in the form of transformers (-hf) holds it"),
+    "generate.sampling.guidance_scale": _rename("generate.guidance_scale"),
 }
-"""Keys of the task group `inference`, which vLLM and `vllm_flagscale.generate` read otherwise."""
+"""Keys of the task group `inference` that are now elsewhere."""
+
+EMU3_MODES: Mapping[str, str] = {"G": "image", "U": "understand"}
+"""The values of `generate.mode` in v0.6.0, and now."""
+EMU3: Mapping[str, Change] = {
+    "llm.skip_tokenizer_init": _drop("the model's own tokenizer reads the prompts"),
+    "llm.trust_remote_code": _drop("folders in the form of transformers (-hf) contain no code"),
+    "generate.sampling.detokenize": _drop("answers are always turned into pictures or text"),
+}
+"""More keys of files that have one of these modes."""
 
 EXPERIMENT: Mapping[str, Change] = {
     "shell_cmds": _refuse("v0.6.0 did not read it; use experiment.cmds.before_start"),
@@ -204,13 +210,11 @@ ENTRYPOINTS: Mapping[str, str] = {
         ("flagscale/train/train_llava.py", "flagscale/train/train_llava_onevision.py"),
         "megatron.flagscale.train_llava",
     ),
-    "flagscale/inference/inference_aquila.py": "vllm_flagscale.generate",
+    **dict.fromkeys(
+        ("flagscale/inference/inference_aquila.py", "flagscale/inference/inference_emu3.py"),
+        "vllm_flagscale.generate",
+    ),
 }
-
-LATER_ENTRYPOINTS: Mapping[str, str] = {
-    "flagscale/inference/inference_emu3.py": EMU3,
-}
-"""Programs whose feature this version does not have yet."""
 
 
 def not_yet(feature: str, where: str) -> Problem:

@@ -10,10 +10,11 @@ from flagscale.config.engine_args import FlatKey, Unknown, leaf_name
 from flagscale.config.source_map import SourceMap
 from flagscale.config.v060.derived import with_batch_schedule, with_ffn_size, with_numbers
 from flagscale.config.v060.keys import (
+    EMU3,
+    EMU3_MODES,
     ENTRYPOINTS,
     EXPERIMENT,
     INFERENCE,
-    LATER_ENTRYPOINTS,
     TASK,
     Change,
     not_yet,
@@ -39,25 +40,40 @@ def translate_experiment(tree: dict[str, Any], source_map: SourceMap, problems: 
         if not isinstance(node, dict) or name not in node:
             continue
         value, where = node.pop(name), source_map.where(f"experiment.{key}")
-        if change.act == "rename":
-            _move(experiment, change.text, value, where, problems)
-            notices.append(Problem(f"renamed to `experiment.{change.text}`", where))
-        elif change.act == "drop":
-            notices.append(Problem(f"dropped because {change.text}", where))
-        else:
-            _refuse_or_drop(value, change, where, problems, notices)
+        _treat(value, change, where, experiment, "experiment", problems, notices)
     _translate_entrypoint(experiment, source_map, problems, notices)
     return messages(notices)
 
 
-def _move(experiment: dict[str, Any], target: str, value: Any, where: str, problems: list[Problem]) -> None:
+def _treat(
+    value: Any,
+    change: Change,
+    where: str,
+    tree: dict[str, Any],
+    group: str,
+    problems: list[Problem],
+    notices: list[Problem],
+) -> None:
+    """Treat the value of a key that was taken out of `tree`, the keys of `group`, by a row of its table."""
+    if change.act == "rename":
+        _move(tree, group, change.text, value, where, problems)
+        notices.append(Problem(f"renamed to `{group}.{change.text}`", where))
+    elif change.act == "drop":
+        notices.append(Problem(f"dropped because {change.text}", where))
+    else:
+        _refuse_or_drop(value, change, where, problems, notices)
+
+
+def _move(
+    tree: dict[str, Any], group: str, target: str, value: Any, where: str, problems: list[Problem]
+) -> None:
     """Move a value to the current place of its key, unless that is given too."""
-    group, _, name = target.rpartition(".")
-    node = experiment[group] = experiment.get(group) or {}
+    section, _, name = target.rpartition(".")
+    node = tree[section] = tree.get(section) or {}
     if not isinstance(node, dict):
         return  # reported as a wrong type
     if node.setdefault(name, value) != value:
-        what = f"given twice with different values: {value!r} here, {node[name]!r} at experiment.{target}"
+        what = f"given twice with different values: {value!r} here, {node[name]!r} at {group}.{target}"
         problems.append(Problem(what, where, "remove the key here"))
 
 
@@ -68,21 +84,10 @@ def _translate_entrypoint(
     if not isinstance(task, dict):
         return
     where, given = source_map.where("experiment.task.entrypoint"), task.get("entrypoint")
-    program = _program(given)
-    if program in LATER_ENTRYPOINTS:
-        problems.append(not_yet(LATER_ENTRYPOINTS[program], where))
-    elif program in ENTRYPOINTS:
+    program = str(given).strip().removeprefix("./")
+    if program in ENTRYPOINTS:
         task["entrypoint"] = ENTRYPOINTS[program]
         notices.append(Problem(f"`{given}` is now `{task['entrypoint']}`", where))
-
-
-def is_not_available(entrypoint: object) -> bool:
-    """Return whether an entrypoint is a program of v0.6.0 whose feature this version does not have yet."""
-    return _program(entrypoint) in LATER_ENTRYPOINTS
-
-
-def _program(entrypoint: object) -> str:
-    return str(entrypoint).strip().removeprefix("./")
 
 
 _IN_ENVIRONMENT = ("wandb_api_key", "wandb_mode")
@@ -165,15 +170,22 @@ def _places(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 def translate_inference(
     raw: Mapping[str, Any], group: str, source_map: SourceMap, problems: list[Problem]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the task group `inference` without the keys of the table, and notices about those dropped."""
+    """Return the task group `inference` in today's keys, and notices about those of v0.6.0."""
     notices: list[Problem] = []
-    kept = dict(raw)
-    for key, change in INFERENCE.items():
+    kept, table = dict(raw), INFERENCE
+    mode = _section(kept, ("generate",)).get("mode")
+    if isinstance(mode, str) and mode in EMU3_MODES:
+        kept["generate"] = {**kept["generate"], "mode": EMU3_MODES[mode]}
+        where = source_map.where(f"{group}.generate.mode")
+        notices.append(Problem(f"`{mode}` is now `{EMU3_MODES[mode]}`", where))
+        table = {**table, **EMU3}
+    for key, change in table.items():
         *parents, name = key.split(".")
         if name in _section(kept, parents):
             value = _section(kept, parents)[name]
             kept = _without(kept, (*parents, name))
-            _refuse_or_drop(value, change, source_map.where(f"{group}.{key}"), problems, notices)
+            where = source_map.where(f"{group}.{key}")
+            _treat(value, change, where, kept, group, problems, notices)
     return kept, messages(notices)
 
 

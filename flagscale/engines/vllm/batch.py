@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from flagscale import platforms
 from flagscale.checks.data import GUIDANCE
 from flagscale.checks.guidance import penalty_violations
 from flagscale.checks.model_folder import inputs_of
+from flagscale.checks.picture_prompts import IMAGE, PictureBatch
 from flagscale.config.engine_args import EngineArguments, render
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
@@ -24,6 +26,7 @@ from flagscale.engines.vllm.arguments import (
     take_secrets,
 )
 from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.engines.vllm.emu3 import take_pictures, words_of
 from flagscale.engines.vllm.generate import Generate, read_generate
 from flagscale.engines.vllm.generation import generation_values
 from flagscale.engines.vllm.guidance import broken_by_guidance
@@ -45,6 +48,8 @@ class Read(NamedTuple):
 
     arguments: EngineArguments | None
     generate: Generate | None
+    pictures: PictureBatch | None
+    """Also None if the section has no mode of Emu3."""
     secrets: dict[str, str]
     """Environment variables that replace keys."""
     notices: list[str]
@@ -61,7 +66,7 @@ def read(group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: li
     for key in missing:
         what = "this section is required" if raw.get(key) is None else "a group of keys is expected here"
         problems.append(Problem(what, source_map.where(f"{group}.{key}")))
-    arguments, generate = None, None
+    arguments, generate, pictures = None, None, None
     secrets: dict[str, str] = {}
     if "llm" not in missing:
         catalog = vllm_catalog().engine
@@ -75,23 +80,29 @@ def read(group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: li
         )
         arguments = render([*others, *keys], catalog, source_map, problems)
     if "generate" not in missing:
-        generate = read_generate(f"{group}.generate", raw["generate"], source_map, problems)
+        path = f"{group}.generate"
+        pictures, rest = take_pictures(path, raw["generate"], arguments, source_map, problems, notices)
+        generate = read_generate(path, rest, source_map, problems)
     if arguments and generate and generate.guided:
         problems += [
             Problem(what, source_map.where(arguments.paths[dest]))
             for dest, what in broken_by_guidance(arguments, generate.guided)
         ]
-    return Read(arguments, generate, secrets, notices)
+    return Read(arguments, generate, pictures, secrets, notices)
 
 
 def job(
     experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap, problems: list[Problem]
 ) -> Job | None:
     """Return the job; None if there are `problems`."""
-    arguments, generate, secrets, translated = read("inference", experiment.arguments, source_map, problems)
+    arguments, generate, pictures, secrets, translated = read(
+        "inference", experiment.arguments, source_map, problems
+    )
     if arguments is None:
         return None
     values = arguments.values
+    if pictures and pictures.mode == IMAGE:  # of the folder's sampling values, none applies to pictures
+        values = {**values, "generation_config": "vllm"}
 
     def where(dest: str) -> str:
         return source_map.where(arguments.paths.get(dest, f"inference.llm.{dest}"))
@@ -106,7 +117,7 @@ def job(
     if generate is not None and not problems:
         problems += [
             Problem(what, source_map.where(f"inference.generate.sampling.{key}"))
-            for key, what in _request_violations(generate, arguments)
+            for key, what in _request_violations(generate, arguments, values)
         ]
     if problems or generate is None:
         return None
@@ -137,7 +148,7 @@ def job(
             host.rank: (
                 Service(
                     name="generate",
-                    argv=(*arguments.argv, *_request(generate, experiment, rank, len(hosts))),
+                    argv=(*arguments.argv, *_request(generate, pictures, experiment, rank, len(hosts))),
                     model=str(values["model"]),
                 ),
             )
@@ -146,6 +157,7 @@ def job(
         inputs={
             "models": [inputs_of(values)],
             "prompts_file": _absolute(generate.prompts_file),
+            **({"pictures": asdict(pictures)} if pictures else {}),
             **({GUIDANCE: generate.guidance} if generate.guidance else {}),
         },
         secrets=secrets,
@@ -154,31 +166,38 @@ def job(
     )
 
 
-def _request_violations(generate: Generate, arguments: EngineArguments) -> Iterator[Violation]:
+def _request_violations(
+    generate: Generate, arguments: EngineArguments, values: Mapping[str, Any]
+) -> Iterator[Violation]:
     """Yield what vLLM would refuse in the sampling values that the user and the model's folder give."""
-    config = config_of(arguments.values) or {}
+    config = config_of(values) or {}
     vocabulary = config.get("vocab_size")
     size = vocabulary if isinstance(vocabulary, int) and "hf_overrides" not in arguments.paths else None
     defaults = {
         name: value
-        for name, value in generation_values(arguments.values).items()
+        for name, value in generation_values(values).items()
         if generate.sampling.get(name) is None
     }
     if wrong := [*field_violations(defaults)]:
         yield from ((key, f"{what} (generation_config.json); give a value here") for key, what in wrong)
         return
     is_plain = not generate.chat and not generate.prompts_file  # a file may hold chats
-    yield from request_violations(generate.sampling, defaults, arguments.values, size, is_plain)
+    yield from request_violations(generate.sampling, defaults, values, size, is_plain)
     if generate.guided:
         remedy = "set `generation_config: vllm` in `llm`"
         yield from penalty_violations(generate.sampling, defaults, remedy)
 
 
-def _request(generate: Generate, experiment: Experiment, rank: int, hosts: int) -> tuple[str, ...]:
+def _request(
+    generate: Generate, pictures: PictureBatch | None, experiment: Experiment, rank: int, hosts: int
+) -> tuple[str, ...]:
     """Return the arguments of `vllm_flagscale.generate`; a path is a word of its own: hosts may rename it."""
-    output = Path(_absolute(generate.output) or RunDir(experiment.exp_dir).results)
+    run_dir = RunDir(experiment.exp_dir)
+    output = Path(_absolute(generate.output) or run_dir.results)
+    drawn = output.with_name(f"{output.stem}_pictures") if generate.output else run_dir.pictures
     if hosts > 1:
         output = output.with_name(f"{output.stem}_{rank}{output.suffix}")
+        drawn = drawn.with_name(f"{drawn.name}_{rank}")
     prompts = json.dumps(generate.prompts, ensure_ascii=False)
     file = ("--prompts-file", _absolute(generate.prompts_file))
     guidance = json.dumps(generate.guidance, ensure_ascii=False)
@@ -188,6 +207,7 @@ def _request(generate: Generate, experiment: Experiment, rank: int, hosts: int) 
         *("--batch-size", str(generate.batch_size), "--output", str(output)),
         *("--share", str(rank), str(hosts)),
         *(("--chat",) if generate.chat else ()),
+        *(words_of(pictures, drawn) if pictures else ()),
         *(("--guidance",) if generate.guided else ()),
         *(("--guidance-keys", guidance) if generate.guidance else ()),
     )

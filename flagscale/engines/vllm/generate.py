@@ -69,7 +69,7 @@ def read_generate(
         report(
             NEGATIVE, f"`{NEGATIVE}` is too long for a command line", "put it into lines of a prompts file"
         )
-    prompts, found = _prompts(given, {} if wrong else of_batch)
+    prompts, found = prompts_of(given, {} if wrong else of_batch)
     for what, hint in found:
         report("prompts" if "prompts" in given else "prompts_file", what, hint)
     if len(of_batch) == 1 and not (wrong or found or any(prompt.guidance for prompt in prompts)):
@@ -103,7 +103,7 @@ def read_generate(
     return Generate(**{**given, "prompts": tuple(given.get("prompts", ()))}, guided=guided)
 
 
-def _prompts(
+def prompts_of(
     given: Mapping[str, Any], guidance: Mapping[str, Any]
 ) -> tuple[list[Prompt], list[tuple[str, str]]]:
     """Return the prompts, and (what is wrong with them, how to fix it); `guidance` holds keys for all."""

@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from flagscale.checks import emu3_vocabulary as names
-from flagscale.checks.emu3 import Grid, too_long
+from flagscale.checks.emu3 import NEGATIVE, SCALE, Grid, too_long
 from vllm_flagscale.emu3.grammar import GRID
 from vllm_flagscale.guidance.request import extra_args
 
 SUFFIX = " masterpiece, film grained, best quality."
 """Follows each prompt of a picture (`POSITIVE_PROMPT` of v0.6.0's inference_emu3.py and of BAAI's README)."""
-NEGATIVE = (
-    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, "
-    "worst quality, low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
-)
-"""The usual negative prompt of a picture, of the same sources."""
-SCALE, TEMPERATURE, TOP_K = 3.0, 1.0, 2048
+TEMPERATURE, TOP_K = 1.0, 2048
 """How BAAI's README draws."""
 
 

@@ -41,12 +41,17 @@ def wire_server(arguments: argparse.Namespace) -> None:
     """Do the same for a server, with the template of its chats, unless the user gives one."""
     wire(arguments)
     if arguments.worker_extension_cls == WORKER_EXTENSION and arguments.chat_template is None:
-        from transformers import AutoProcessor
+        arguments.chat_template = template_of(arguments)
 
-        from vllm_flagscale.emu3.prompts import chat_template
 
-        processor = AutoProcessor.from_pretrained(_model(arguments), revision=arguments.revision)
-        arguments.chat_template = chat_template(processor.chat_template)
+def template_of(arguments: argparse.Namespace) -> str:
+    """Return the template of an Emu3's chats."""
+    from transformers import AutoProcessor
+
+    from vllm_flagscale.emu3.prompts import chat_template
+
+    processor = AutoProcessor.from_pretrained(_model(arguments), revision=arguments.revision)
+    return chat_template(processor.chat_template)
 
 
 def is_emu3(arguments: argparse.Namespace) -> bool:
