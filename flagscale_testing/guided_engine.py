@@ -18,6 +18,8 @@ _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "OMP_NUM_THREADS": "1",
+    # vLLM compiles a function for log-probabilities, also with `enforce_eager`: a minute of g++.
+    "TORCHDYNAMO_DISABLE": "1",
 }
 _SETTINGS = {
     "dtype": "float32",
