@@ -18,6 +18,8 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # ranks beside each other, whatever the number of cores
+    # vLLM compiles a function for log-probabilities, also with `enforce_eager`: a minute of g++.
+    "TORCHDYNAMO_DISABLE": "1",
 }
 _SETTINGS = {
     "dtype": "float32",
