@@ -109,7 +109,8 @@ def test_our_rules_are_those_of_transformers(made: Any) -> None:
         "default positions": True,
         "default codes": 32768,
         "default levels": 4,
-        "begin with one BOS": [True, True],  # the folder has no template, or one without BOS
+        "chats alike": True,
+        "BOS of a template with BOS": 2,  # so that a folder's template must not have it
         # Its tokens of a small picture depend on the larger ones beside it; the engine's do not.
         "pads to the largest": [[2, 3, 64, 80], [1, 3, 64, 48]],
     }

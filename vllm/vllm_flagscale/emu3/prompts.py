@@ -111,10 +111,10 @@ def question_text(tokenizer: Any, question: str, pictures: int = 1) -> str:
 
 
 def chat_template(given: str | None) -> str:
-    """Return a model's chat template with BOS in front; Emu3-Chat's own form if the model has none.
+    """Return a model's chat template for vLLM, with BOS in front; Emu3-Chat's own form if the model has none.
 
     A template that writes BOS itself is returned as it is.
     """
-    if not given:
-        return names.CHAT_TEMPLATE
-    return given if "bos_token" in given or names.BEGIN_OF_TEXT in given else "{{ bos_token }}" + given
+    template = given or names.CHAT_TEMPLATE
+    has_bos = "bos_token" in template or names.BEGIN_OF_TEXT in template
+    return template if has_bos else "{{ bos_token }}" + template
