@@ -99,7 +99,7 @@ def test_prompts_that_would_spoil_a_picture_are_refused(made: Any) -> None:
     assert long.startswith("a picture of 56x56 pixels takes 59 tokens, and with ")
     assert long.endswith("; shorten the prompt")
     assert question == "the question is empty"
-    assert placeholder == "the question contains <image>, which stands for a picture"
+    assert placeholder == "the question contains the special token <image>"
 
 
 def test_our_rules_are_those_of_transformers(made: Any) -> None:
