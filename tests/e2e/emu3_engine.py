@@ -124,6 +124,8 @@ class Expected:
             ("a <|image start|>", {}),
             ("a cat", {"negative": "bad <|visual token 000001|>"}),
             ("a cat " * 400, {}),
+            ("a cat", {"suffix": " <image>"}),
+            ("a \ud800 cat", {}),
         ):
             try:
                 picture_request(self.tokenizer, prompt, grid_of("1:1", IMAGE_AREA), LENGTH, **given)

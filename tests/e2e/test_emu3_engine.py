@@ -91,13 +91,15 @@ def test_tokens_that_are_no_picture_are_not_decoded(engine: Any) -> None:
 
 
 def test_prompts_that_would_spoil_a_picture_are_refused(made: Any) -> None:
-    empty, negative, special, code, long, question, placeholder = made["facts"]["refused"]
+    empty, negative, special, code, long, suffix, half, question, placeholder = made["facts"]["refused"]
     assert empty == "the prompt is empty"
     assert negative == "the negative prompt is empty"
     assert special == "the prompt contains the special token <|image start|>"
     assert code == "the negative prompt contains the special token <|visual token 000001|>"
     assert long.startswith("a picture of 56x56 pixels takes 59 tokens, and with ")
     assert long.endswith("; shorten the prompt")
+    assert suffix == "the suffix of the prompt contains the special token <image>"
+    assert half == "the prompt contains half of a surrogate pair at character 2"
     assert question == "the question is empty"
     assert placeholder == "the question contains the special token <image>"
 

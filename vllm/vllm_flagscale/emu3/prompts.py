@@ -80,6 +80,8 @@ def picture_request(
 def _ids(tokenizer: Any, what: str, text: str, suffix: str, grid: Grid) -> tuple[int, ...]:
     """Return the ids that transformers' `Emu3Processor(return_for_image_generation=True)` gives a text."""
     _refuse_other_than_text(tokenizer, what, text)
+    if suffix:
+        _refuse_other_than_text(tokenizer, f"the suffix of {what}", suffix)
     size = f"{names.BEGIN_OF_IMAGE}{grid.height}*{grid.width}{names.BEGIN_OF_CODES}"
     return tuple(tokenizer(f"{tokenizer.bos_token}{text}{suffix}{size}").input_ids)
 
@@ -87,6 +89,10 @@ def _ids(tokenizer: Any, what: str, text: str, suffix: str, grid: Grid) -> tuple
 def _refuse_other_than_text(tokenizer: Any, what: str, text: str) -> None:
     if not text.strip():
         raise ValueError(f"{what} is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can hold one, and the tokenizer raises a TypeError
+        raise ValueError(f"{what} contains half of a surrogate pair at character {error.start}") from None
     special = {*tokenizer.get_added_vocab().values()}
     if found := [one for one in tokenizer(text, add_special_tokens=False).input_ids if one in special]:
         raise ValueError(f"{what} contains the special token {tokenizer.convert_ids_to_tokens(found[0])}")
