@@ -15,7 +15,6 @@ BEGIN_OF_CODES = "<|image token|>"
 END_OF_LINE, END_OF_FRAME = "<|extra_200|>", "<|extra_201|>"
 CODE = "<|visual token {:06d}|>"
 CHAT_TEMPLATE = (
-    "{{ bos_token }}"
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}You are a helpful assistant.{% endif %}"
     "{% if message['role'] == 'user' %} USER: {% endif %}"
@@ -30,7 +29,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )
 """The form that Emu3-Chat was trained with: `chat_template` of BAAI's processing_emu3.py, as in v0.6.0.
-Pictures come first, and a full stop follows the question."""
+Pictures come first, and a full stop follows the question. BOS is not in it, because transformers' processor
+adds it, also to a template that has it: two in 5.19 (`Emu3Processor.prepare_inputs_layout` does not see the
+`add_special_tokens=False` of `apply_chat_template`). For vLLM, see `vllm_flagscale.emu3.prompts`."""
 
 
 @dataclass(frozen=True)

@@ -102,20 +102,19 @@ class Expected:
             "default codes": defaults.vq_config.codebook_size,
             "default levels": len(defaults.vq_config.channel_multiplier),
             "pads to the largest": [list(size) for size in sizes],
-            "begin with one BOS": [*map(self._has_one_bos, (None, "{{ messages[0]['content'] }}"))],
+            "chats alike": self._chat(None)
+            == self.tokenizer(question_text(self.tokenizer, "Why?", 0)).input_ids,
+            "BOS of a template with BOS": self._chat(chat_template(None)).count(self.tokenizer.bos_token_id),
             "refused": [*self._refused_texts()],
         }
 
-    def _has_one_bos(self, template: str | None) -> bool:
-        """Return whether a chat of text has one BOS, by transformers' processor as by ours."""
-        processor = self.reference.processor
-        ids = processor.apply_chat_template(
-            [{"role": "user", "content": "a dog"}],
-            chat_template=chat_template(template),
-            tokenize=True,
-            return_dict=True,
-        )["input_ids"][0]
-        return [int(one) for one in ids].count(self.tokenizer.bos_token_id) == 1
+    def _chat(self, template: str | None) -> list[int]:
+        """Return the tokens of a question without a picture, by transformers' processor."""
+        messages = [{"role": "user", "content": "Why?"}]
+        chat = self.reference.processor.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return [int(one) for one in chat["input_ids"][0]]
 
     def _refused_texts(self) -> Iterator[str]:
         """Yield why prompts are refused."""
@@ -125,6 +124,8 @@ class Expected:
             ("a <|image start|>", {}),
             ("a cat", {"negative": "bad <|visual token 000001|>"}),
             ("a cat " * 400, {}),
+            ("a cat", {"suffix": " <image>"}),
+            ("a \ud800 cat", {}),
         ):
             try:
                 picture_request(self.tokenizer, prompt, grid_of("1:1", IMAGE_AREA), LENGTH, **given)

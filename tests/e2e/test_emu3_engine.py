@@ -91,15 +91,17 @@ def test_tokens_that_are_no_picture_are_not_decoded(engine: Any) -> None:
 
 
 def test_prompts_that_would_spoil_a_picture_are_refused(made: Any) -> None:
-    empty, negative, special, code, long, question, placeholder = made["facts"]["refused"]
+    empty, negative, special, code, long, suffix, half, question, placeholder = made["facts"]["refused"]
     assert empty == "the prompt is empty"
     assert negative == "the negative prompt is empty"
     assert special == "the prompt contains the special token <|image start|>"
     assert code == "the negative prompt contains the special token <|visual token 000001|>"
     assert long.startswith("a picture of 56x56 pixels takes 59 tokens, and with ")
     assert long.endswith("; shorten the prompt")
+    assert suffix == "the suffix of the prompt contains the special token <image>"
+    assert half == "the prompt contains half of a surrogate pair at character 2"
     assert question == "the question is empty"
-    assert placeholder == "the question contains <image>, which stands for a picture"
+    assert placeholder == "the question contains the special token <image>"
 
 
 def test_our_rules_are_those_of_transformers(made: Any) -> None:
@@ -109,7 +111,8 @@ def test_our_rules_are_those_of_transformers(made: Any) -> None:
         "default positions": True,
         "default codes": 32768,
         "default levels": 4,
-        "begin with one BOS": [True, True],  # the folder has no template, or one without BOS
+        "chats alike": True,
+        "BOS of a template with BOS": 2,  # so that a folder's template must not have it
         # Its tokens of a small picture depend on the larger ones beside it; the engine's do not.
         "pads to the largest": [[2, 3, 64, 80], [1, 3, 64, 48]],
     }

@@ -74,13 +74,23 @@ def picture_request(
 
 def _ids(tokenizer: Any, what: str, text: str, suffix: str, grid: Grid) -> tuple[int, ...]:
     """Return the ids that transformers' `Emu3Processor(return_for_image_generation=True)` gives a text."""
+    _refuse_other_than_text(tokenizer, what, text)
+    if suffix:
+        _refuse_other_than_text(tokenizer, f"the suffix of {what}", suffix)
+    size = f"{names.BEGIN_OF_IMAGE}{grid.height}*{grid.width}{names.BEGIN_OF_CODES}"
+    return tuple(tokenizer(f"{tokenizer.bos_token}{text}{suffix}{size}").input_ids)
+
+
+def _refuse_other_than_text(tokenizer: Any, what: str, text: str) -> None:
     if not text.strip():
         raise ValueError(f"{what} is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can hold one, and the tokenizer raises a TypeError
+        raise ValueError(f"{what} contains half of a surrogate pair at character {error.start}") from None
     special = {*tokenizer.get_added_vocab().values()}
     if found := [one for one in tokenizer(text, add_special_tokens=False).input_ids if one in special]:
         raise ValueError(f"{what} contains the special token {tokenizer.convert_ids_to_tokens(found[0])}")
-    size = f"{names.BEGIN_OF_IMAGE}{grid.height}*{grid.width}{names.BEGIN_OF_CODES}"
-    return tuple(tokenizer(f"{tokenizer.bos_token}{text}{suffix}{size}").input_ids)
 
 
 def question_text(tokenizer: Any, question: str, pictures: int = 1) -> str:
@@ -90,12 +100,9 @@ def question_text(tokenizer: Any, question: str, pictures: int = 1) -> str:
     processor does), and the answer differs without it. It is one token, since it is Emu3's own text for it.
 
     Raises:
-        ValueError: the question is empty or names a special token.
+        ValueError: the question is empty or contains a special token.
     """
-    if not question.strip():
-        raise ValueError("the question is empty")
-    if names.IMAGE in question:
-        raise ValueError(f"the question contains {names.IMAGE}, which stands for a picture")
+    _refuse_other_than_text(tokenizer, "the question", question)
     content = [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": question}]
     template = chat_template(tokenizer.chat_template)
     messages = [{"role": "user", "content": content}]
@@ -106,10 +113,10 @@ def question_text(tokenizer: Any, question: str, pictures: int = 1) -> str:
 
 
 def chat_template(given: str | None) -> str:
-    """Return a model's chat template with BOS in front; Emu3-Chat's own form if the model has none.
+    """Return a model's chat template for vLLM, with BOS in front; Emu3-Chat's own form if the model has none.
 
     A template that writes BOS itself is returned as it is.
     """
-    if not given:
-        return names.CHAT_TEMPLATE
-    return given if "bos_token" in given or names.BEGIN_OF_TEXT in given else "{{ bos_token }}" + given
+    template = given or names.CHAT_TEMPLATE
+    has_bos = "bos_token" in template or names.BEGIN_OF_TEXT in template
+    return template if has_bos else "{{ bos_token }}" + template
