@@ -121,6 +121,8 @@ def test_a_served_model_answers_and_leaves_no_processes(make_run: Callable[..., 
     answered_as_transformers(client, model)
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=client.base_url, api_key="wrong").models.list()
+    with pytest.raises(openai.NotFoundError, match="the model draws no pictures"):
+        client.images.generate(prompt="a cat")
     every = " ".join(word for one in run.processes() for word in one.cmdline())
     kept = "".join(path.read_text(errors="replace") for path in run.exp_dir.rglob("*") if path.is_file())
     assert KEY not in every + kept
