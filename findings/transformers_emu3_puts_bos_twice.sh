@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# transformers 5.19.0, tokenizers 0.23.3, torch 2.13.0, Python 3.12; seen on 2026-11-30.
+# transformers 5.19.0, tokenizers 0.23.3, Python 3.12; seen on 2026-11-30.
 #
 # `ProcessorMixin.apply_chat_template` looks whether the text that a chat template makes begins with BOS, and if so, asks
 # the processor for no other one (`add_special_tokens=False`). `Emu3Processor` puts BOS in front all the same, so the
@@ -17,7 +17,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3.12 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet transformers==5.19.0 tokenizers==0.23.3 torch==2.13.0 pillow numpy
+"$folder/venv/bin/pip" install --quiet transformers==5.19.0 tokenizers==0.23.3 pillow numpy
 cat > "$folder/show.py" <<'PYTHON'
 from itertools import takewhile
 

@@ -110,8 +110,8 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Fake:
         "hidden_size": 64,
         "intermediate_size": 96,
         "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": 2,  # vLLM on CPU computes heads of 32 and more
+        "num_key_value_heads": 1,
         "max_position_embeddings": 512,
         "rope_theta": 20000.0,
         "rms_norm_eps": 1e-4,
@@ -443,14 +443,14 @@ PROGRAM = """
 import json, sys
 from vllm import LLM, SamplingParams
 engine = LLM(model=sys.argv[1], dtype="float32", max_model_len=256, enforce_eager=True, max_num_seqs=2)
-text = engine.get_tokenizer().decode(json.loads(sys.argv[2]))
-asked = [{"prompt_token_ids": json.loads(sys.argv[2])}, text]
+asked = [{"prompt_token_ids": json.loads(sys.argv[2])}, sys.argv[3]]
 made = engine.generate(asked, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True), use_tqdm=False)
 print(json.dumps([list(one.outputs[0].token_ids) for one in made]))
 """
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_vllm_opens_the_folder_and_answers_like_transformers(fake: Fake, folder: Path) -> None:
     pytest.importorskip("vllm")
     text = "<|extra_203|>the thing<|image start|>7*9<|image token|>"
@@ -461,7 +461,7 @@ def test_vllm_opens_the_folder_and_answers_like_transformers(fake: Fake, folder:
         )
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(folder), json.dumps(ids)],
+        [sys.executable, "-c", PROGRAM, str(folder), json.dumps(ids), text],
         env={**os.environ, **settings},
         capture_output=True,
         text=True,

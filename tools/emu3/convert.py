@@ -24,7 +24,7 @@ from flagscale.checks.stored_tensors import Stored
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
 from megatron.flagscale.convert.files import complete_folder, read_json
-from megatron.flagscale.convert.shards import SHARD_BYTES
+from megatron.flagscale.convert.weight_writer import SHARD_BYTES
 from tools.command import run
 from tools.emu3 import original_processor, original_tokenizer
 from tools.emu3.original_config import CONFIG, Original, read_original

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from flagscale.checks.stored_tensors import Stored
 from flagscale.checks.weight_files import weights_of
 from flagscale.errors import Problem, UserError
-from megatron.flagscale.convert.shards import Planned, ShardWriter
+from megatron.flagscale.convert.weight_writer import Planned, WeightWriter
 
 if TYPE_CHECKING:
     from transformers import Emu3Config
@@ -81,7 +81,7 @@ def copy_weights(stored: Mapping[str, Stored], folder: Path, shard_bytes: int, p
     # In a file, each tensor begins at a multiple of its item's size, as torch needs to read it in place.
     names = sorted(stored, key=lambda name: (-_item(stored[name]), not name.startswith(_TOWER)))
     planned = [Planned(name, one.dtype, one.shape, one.size) for name in names for one in [stored[name]]]
-    writer = ShardWriter(folder, planned, shard_bytes)
+    writer = WeightWriter(folder, planned, shard_bytes)
     try:
         for name in names:
             writer.append(name, _pieces(stored[name], progress))

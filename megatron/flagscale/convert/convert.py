@@ -34,7 +34,6 @@ from megatron.flagscale.convert.processor import (
     placeholders,
     write_processor,
 )
-from megatron.flagscale.convert.shards import SHARD_BYTES
 from megatron.flagscale.convert.sources import TOKENIZER, open_huggingface, open_megatron
 from megatron.flagscale.convert.tensors import Entry, Source, Target, entries
 from megatron.flagscale.convert.tokenizer import (
@@ -49,6 +48,7 @@ from megatron.flagscale.convert.torch_dist import TorchDistSource
 from megatron.flagscale.convert.torch_dist_target import TorchDistTarget
 from megatron.flagscale.convert.tower_folder import TowerFolder, Wanted
 from megatron.flagscale.convert.upcycle import Upcycled, Upcycling
+from megatron.flagscale.convert.weight_writer import SHARD_BYTES
 from megatron.flagscale.convert.without_mtp import WithoutMtp
 from megatron.flagscale.tokenizer import beside_model
 

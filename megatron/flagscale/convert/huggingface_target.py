@@ -11,8 +11,8 @@ import torch
 from megatron.flagscale.convert.families.llava import fillings
 from megatron.flagscale.convert.huggingface import CODES, NAMES
 from megatron.flagscale.convert.model import Model
-from megatron.flagscale.convert.shards import Planned, ShardWriter
 from megatron.flagscale.convert.tensors import Entry
+from megatron.flagscale.convert.weight_writer import Planned, WeightWriter
 
 
 class HuggingFaceTarget:
@@ -28,7 +28,7 @@ class HuggingFaceTarget:
         self._model = model
         self._fillings = fillings(model)
         self._planned = {one.name: one for one in _planned(dtypes, model)}
-        self._shards = ShardWriter(folder, self._planned.values(), shard_bytes)
+        self._shards = WeightWriter(folder, self._planned.values(), shard_bytes)
 
     def write(self, entry: Entry, tensor: torch.Tensor) -> None:
         """Append the tensors of an entry; call it in the order of the entries."""

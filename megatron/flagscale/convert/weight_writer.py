@@ -25,7 +25,7 @@ class Planned:
     size: int
 
 
-class ShardWriter:
+class WeightWriter:
     """Writes planned tensors in order, and nothing but pieces of the current one is in memory.
 
     A shard starts with the names, shapes and offsets of all its tensors. It is at most `shard_bytes` long,
