@@ -36,8 +36,8 @@ class Case:
 def make_llama(folder: Path, size: Size = TINY, seed: int = 0) -> Path:
     """Save a random Llama in float32, with a byte-level tokenizer and a chat template; return `folder`.
 
-    Plain prompts begin with `<bos>` (257), chats by their template do not; `<eos>` is 0. The logits are uneven,
-    so that greedy choices do not depend on rounding.
+    Plain prompts begin with `<bos>` (257), chats by their template do not; `<eos>` is 0. The logits are
+    uneven, so that greedy choices do not depend on rounding.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

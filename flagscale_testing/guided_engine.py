@@ -1,4 +1,4 @@
-"""Answers requests with one vLLM engine that has guidance, in a process of its own."""
+"""Answers requests with vLLM engines that have guidance, in a process of their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # ranks beside each other, whatever the number of cores
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # ranks share the cores, however few there are
 }
 _SETTINGS = {
     "dtype": "float32",
@@ -30,20 +30,31 @@ _SETTINGS = {
 }
 
 
-def answers(
-    model: Path, requests: Sequence[tuple[Sequence[int], Mapping[str, Any]]], **settings: Any
-) -> list[dict[str, Any]]:
-    """Return what an engine with these arguments answers to all requests (prompt, sampling fields) at once.
+Request = tuple[Sequence[int], Mapping[str, Any]]
+"""The ids of a prompt, and sampling fields; `adapter` among them is the folder of a LoRA adapter."""
 
-    Among the sampling fields, `adapter` is the folder of a LoRA adapter. Each answer has `tokens` (one list
-    per output), `logprobs` (of the generated tokens, or None) and `finished` (reasons); or `error`, the
-    text of the refusal.
+
+def answers(model: Path, requests: Sequence[Request], **settings: Any) -> list[dict[str, Any]]:
+    """Return what an engine with these arguments answers to all requests at once.
+
+    Each answer has `tokens` (one list per output), `logprobs` (of the generated tokens, if asked for) and
+    `finished` (reasons); or `error`, the text of the refusal.
     """
-    ranks = settings.get("tensor_parallel_size", 1) * settings.get("pipeline_parallel_size", 1)
-    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(ranks > 1)), "PYTHONPATH": import_path(str(ROOT))}
+    (found,) = answers_of_engines(model, requests, [settings])
+    return found
+
+
+def answers_of_engines(
+    model: Path, requests: Sequence[Request], engines: Sequence[Mapping[str, Any]]
+) -> list[list[dict[str, Any]]]:
+    """Return the answers of several engines, one after the other in one process."""
+    degrees = ("tensor_parallel_size", "pipeline_parallel_size")
+    is_split = any(one.get(name, 1) > 1 for one in engines for name in degrees)
+    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(is_split)), "PYTHONPATH": import_path(str(ROOT))}
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder, "asked.json"), Path(folder, "answered.json")
-        asked.write_text(json.dumps([{**_SETTINGS, "model": str(model), **settings}, list(requests)]))
+        settings = [{**_SETTINGS, "model": str(model), **one} for one in engines]
+        asked.write_text(json.dumps([settings, list(requests)]))
         done = subprocess.run(
             [sys.executable, "-m", "flagscale_testing.guided_engine", str(asked), str(answered)],
             env={**os.environ, **_ENVIRONMENT, **own},
@@ -59,46 +70,41 @@ def answers(
 
 
 def main(asked: str, answered: str) -> None:
+    engines, requests = json.loads(Path(asked).read_text())
+    Path(answered).write_text(json.dumps([_answered_by(settings, requests) for settings in engines]))
+
+
+def _answered_by(settings: Mapping[str, Any], requests: Sequence[Request]) -> list[dict[str, Any]]:
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 
     from vllm_flagscale.guidance.wiring import ASYNC_SCHEDULER, PROCESSOR, SCHEDULER
 
-    settings, requests = json.loads(Path(asked).read_text())
-    folders = sorted({fields["adapter"] for _, fields in requests if fields.get("adapter")})
-    adapters = {folder: LoRARequest(folder, number, folder) for number, folder in enumerate(folders, 1)}
     scheduler = ASYNC_SCHEDULER if settings["async_scheduling"] else SCHEDULER
     engine = LLM(**settings, scheduler_cls=scheduler, logits_processors=[PROCESSOR])
-    found: dict[int, dict[str, Any]] = {}
-    accepted: list[int] = []
-    for index, (prompt, fields) in enumerate(requests):
-        error = _refusal(engine, prompt, fields)
-        if error is None:
-            accepted.append(index)
-        else:
-            found[index] = {"error": error}
-    outputs = engine.generate(
-        [{"prompt_token_ids": requests[index][0]} for index in accepted],
-        [_params(requests[index][1]) for index in accepted],
-        lora_request=[adapters.get(requests[index][1].get("adapter")) for index in accepted],
-        use_tqdm=False,
+    errors = [_refusal(engine, fields) for _, fields in requests]
+    accepted = [request for request, error in zip(requests, errors, strict=True) if error is None]
+    folders = sorted({fields["adapter"] for _, fields in accepted if "adapter" in fields})
+    adapters = {folder: LoRARequest(folder, number, folder) for number, folder in enumerate(folders, 1)}
+    outputs = iter(
+        engine.generate(
+            [{"prompt_token_ids": prompt} for prompt, _ in accepted],
+            [_params(fields) for _, fields in accepted],
+            lora_request=[adapters.get(fields.get("adapter")) for _, fields in accepted],
+            use_tqdm=False,
+        )
     )
-    for index, output in zip(accepted, outputs, strict=True):
-        found[index] = _answer(output)
-    Path(answered).write_text(json.dumps([found[index] for index in range(len(requests))]))
+    return [_answer(next(outputs)) if error is None else {"error": error} for error in errors]
 
 
 def _params(fields: Mapping[str, Any]) -> Any:
+    import msgspec
     from vllm import SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
 
-    known = {name: value for name, value in fields.items() if name != "adapter"}
-    if constraint := fields.get("structured_outputs"):
-        known["structured_outputs"] = StructuredOutputsParams(**constraint)
-    return SamplingParams(**known)
+    return msgspec.convert(fields, SamplingParams, str_keys=True)
 
 
-def _refusal(engine: Any, prompt: Sequence[int], fields: Mapping[str, Any]) -> str | None:
+def _refusal(engine: Any, fields: Mapping[str, Any]) -> str | None:
     """Return why the frontend refuses a request, by its own check of parameters."""
     from vllm.exceptions import VLLMValidationError
 

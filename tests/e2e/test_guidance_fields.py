@@ -1,0 +1,113 @@
+"""What the other fields of a guided request do, on one engine that answers all of them at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flagscale.engines.vllm.adapter import VLLM
+from flagscale_testing.guided import make_llama
+from flagscale_testing.guided_engine import answers
+from tools.install_vllm import installed
+
+pytestmark = [
+    pytest.mark.skipif(not any(map(installed, VLLM.distributions)), reason="vLLM is not installed"),
+    pytest.mark.timeout(900),
+]
+PROMPT = [257, *range(40, 57)]
+NEGATIVE = [257, 3, 4, 5]
+GREEDY = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
+DRAWN = {"temperature": 1.0, "max_tokens": 8, "ignore_eos": True, "seed": 7}
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "greedy": GREEDY,
+    "allowed_token_ids": {**GREEDY, "allowed_token_ids": [50, 60, 70]},
+    "logit_bias": {**GREEDY, "logit_bias": {300: 60.0}},
+    "bad_words": {**GREEDY, "max_tokens": 60, "bad_words": [*LETTERS]},
+    "min_tokens": {**GREEDY, "min_tokens": 4, "stop_token_ids": [*range(320)]},
+    "stop": {**GREEDY, "max_tokens": 100, "stop": [*LETTERS]},
+    "repetition_detection": {
+        **GREEDY,
+        "max_tokens": 100,
+        "allowed_token_ids": [50],
+        "repetition_detection": {"max_pattern_size": 2, "min_pattern_size": 1, "min_count": 3},
+    },
+    "three answers": {**DRAWN, "n": 3},
+    "three answers again": {**DRAWN, "n": 3},
+    "second answer alone": {**DRAWN, "seed": 8},
+    "no seed": {**DRAWN, "seed": -1, "max_tokens": 30},
+    "no seed again": {**DRAWN, "seed": None, "max_tokens": 30},
+    "almost cold": {**DRAWN, "temperature": 0.001},
+    "limits": {**DRAWN, "top_k": 50, "top_p": 0.9, "min_p": 0.01},
+    "logprobs": {**GREEDY, "max_tokens": 1, "allowed_token_ids": [50], "logprobs": 1},
+    "logprobs without guidance": {
+        **GREEDY,
+        "max_tokens": 1,
+        "allowed_token_ids": [50],
+        "logprobs": 1,
+        "extra_args": None,
+    },
+    "prompt_logprobs": {**GREEDY, "prompt_logprobs": 1},
+    "flat_logprobs": {**GREEDY, "logprobs": 1, "flat_logprobs": True},
+    "skip_reading_prefix_cache": {**GREEDY, "skip_reading_prefix_cache": True},
+    "a scale as text": {
+        **GREEDY,
+        "extra_args": {"guidance_scale": "3.0", "negative_prompt_token_ids": NEGATIVE},
+    },
+    "a penalty": {**GREEDY, "repetition_penalty": 1.3},
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    model = make_llama(tmp_path_factory.mktemp("guided") / "llama")
+    guidance = {"guidance_scale": 3.0, "negative_prompt_token_ids": NEGATIVE}
+    asked = [(PROMPT, {"extra_args": guidance, **fields}) for fields in REQUESTS.values()]
+    return dict(zip(REQUESTS, answers(model, asked, async_scheduling=True), strict=True))
+
+
+Found = dict[str, dict[str, Any]]
+
+
+def test_masks_and_shifts_of_the_logits_hold_with_guidance(found: Found) -> None:
+    (greedy,) = found["greedy"]["tokens"]
+    assert set(found["allowed_token_ids"]["tokens"][0]) <= {50, 60, 70}
+    assert found["logit_bias"]["tokens"] == [[300] * 8]
+    letters = {ord(letter) - 32 for letter in LETTERS}
+    assert not letters & set(found["bad_words"]["tokens"][0])
+    assert len(greedy) == 8
+
+
+def test_stopping_works_with_guidance(found: Found) -> None:
+    (minimal,) = found["min_tokens"]["tokens"]
+    assert all(token >= 320 for token in minimal[:4])
+    assert found["min_tokens"]["finished"] == ["stop"]
+    assert found["stop"]["finished"] == ["stop"]
+    assert found["repetition_detection"]["tokens"] == [[50] * 3]
+
+
+def test_answers_of_one_request_have_their_own_seeds(found: Found) -> None:
+    three = found["three answers"]["tokens"]
+    assert len({tuple(one) for one in three}) == 3
+    assert found["three answers again"]["tokens"] == three
+    assert found["second answer alone"]["tokens"] == [three[1]]
+    assert found["no seed"]["tokens"] != found["no seed again"]["tokens"]
+    assert found["almost cold"]["tokens"] == found["greedy"]["tokens"]
+    assert len(found["limits"]["tokens"][0]) == 8
+
+
+def test_log_probabilities_are_those_of_the_prompt_before_guidance(found: Found) -> None:
+    ((guided,),) = found["logprobs"]["logprobs"]
+    ((ordinary,),) = found["logprobs without guidance"]["logprobs"]
+    assert guided == pytest.approx(ordinary, abs=1e-4)
+    for name in ("prompt_logprobs", "flat_logprobs", "skip_reading_prefix_cache"):
+        assert found[name]["tokens"] == found["greedy"]["tokens"]
+
+
+def test_refusals_name_the_field(found: Found) -> None:
+    assert found["a scale as text"] == {"error": "`guidance_scale` takes a number of at least 0, not '3.0'"}
+    assert found["a penalty"] == {
+        "error": "`repetition_penalty` 1.3 cannot be combined with `guidance_scale`; set it to 1"
+    }
