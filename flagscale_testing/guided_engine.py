@@ -33,7 +33,7 @@ _SETTINGS = {
 
 
 Request = tuple[Sequence[int], Mapping[str, Any]]
-"""The ids of a prompt, and sampling fields."""
+"""The ids of a prompt, and sampling fields; `adapter` among them is the folder of a LoRA adapter."""
 
 
 def answers(model: Path, requests: Sequence[Request], **settings: Any) -> list[dict[str, Any]]:
@@ -51,8 +51,9 @@ def answers_of_engines(
     model: Path, requests: Sequence[Request], engines: Sequence[Mapping[str, Any]]
 ) -> list[list[dict[str, Any]]]:
     """Return the answers of several engines, one after the other in one process."""
-    has_ranks = any({"tensor_parallel_size", "pipeline_parallel_size"} & set(one) for one in engines)
-    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(has_ranks)), "PYTHONPATH": import_path(str(ROOT))}
+    degrees = ("tensor_parallel_size", "pipeline_parallel_size")
+    is_split = any(one.get(name, 1) > 1 for one in engines for name in degrees)
+    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(is_split)), "PYTHONPATH": import_path(str(ROOT))}
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder, "asked.json"), Path(folder, "answered.json")
         settings = [{**_SETTINGS, "model": str(model), **one} for one in engines]
@@ -85,7 +86,7 @@ def _answered_by(settings: Mapping[str, Any], requests: Sequence[Request]) -> li
     engine = LLM(**settings, scheduler_cls=SCHEDULER, logits_processors=[PROCESSOR])
     errors = [_refusal(engine, fields) for _, fields in requests]
     accepted = [request for request, error in zip(requests, errors, strict=True) if error is None]
-    folders = sorted({fields["adapter"] for _, fields in accepted if fields.get("adapter")})
+    folders = sorted({fields["adapter"] for _, fields in accepted if "adapter" in fields})
     adapters = {folder: LoRARequest(folder, number, folder) for number, folder in enumerate(folders, 1)}
     outputs = iter(
         engine.generate(

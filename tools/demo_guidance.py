@@ -74,7 +74,15 @@ def drawn() -> int:
     """Draw two pictures with a random Emu3; return the exit code."""
     folder = EMU3 / "tiny"
     made_now = 0 if folder.exists() else step("tools/emu3/tiny.py", "--output", str(folder))
-    own = (f"inference.llm.model={folder}", f"experiment.exp_dir={EMU3}")
+    own = (
+        f"experiment.exp_dir={EMU3}",
+        f"inference.llm.model={folder}",
+        "+inference.llm.dtype=float32",
+        "+inference.llm.max_model_len=512",
+        "+inference.llm.enforce_eager=true",
+        "+experiment.envs.VLLM_CPU_KVCACHE_SPACE=1",
+        "inference.generate.sampling.n=1",
+    )
     return made_now or step(*DRAW, *own, "action=test")
 
 
