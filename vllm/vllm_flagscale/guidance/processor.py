@@ -99,10 +99,13 @@ def _grouped(rows: Iterable[tuple[int, Row]], vocabulary: int, device: torch.dev
     groups = []
     for (is_drawn, *_), members in kinds.items():
         places, of_kind = zip(*members, strict=True)
+        twins = [twin_at[row.request_id] for row in of_kind]
+        guided_rows, twin_rows = _Rows.of_pairs(places, twins, device)
         groups.append(
             _Group(
                 places,
-                *_Rows.of_pairs(places, [twin_at[row.request_id] for row in of_kind], device),
+                guided_rows,
+                twin_rows,
                 torch.tensor([row.scale for row in of_kind], device=device).unsqueeze(1),
                 Draws.of(of_kind, vocabulary, device) if is_drawn else None,
             )
