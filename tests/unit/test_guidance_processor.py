@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import permutations
 from types import SimpleNamespace
 from typing import Any
 
@@ -161,6 +162,25 @@ def alone(row: Row | None, prompt: torch.Tensor, negative: torch.Tensor, step: i
         return combined[0]
     token = draw(combined, Draws.of([row], 40, CPU), [step])
     return torch.full((40,), NEVER).index_fill_(0, token, 0.0)
+
+
+@pytest.mark.parametrize("guided", [(0, 2), (0, 1), (3, 1), (0, 3)])
+@pytest.mark.parametrize("sampling", SAMPLINGS[:2])
+def test_pairs_may_have_any_places(guided: tuple[int, int], sampling: dict[str, Any]) -> None:
+    logits = torch.randn(4, 40, generator=torch.Generator().manual_seed(2))
+    for twins in permutations({0, 1, 2, 3} - set(guided)):
+        processor = GuidedProcessor(engine(), CPU, False)
+        builder = first.BatchUpdateBuilder()
+        rows = [Row(name, False, 3.0, 9, **sampling) for name in "ab"]
+        for row, place, twin in zip(rows, guided, twins, strict=True):
+            builder.added.append((place, params(row), [1], []))
+            builder.added.append((twin, params(Row(row.request_id, True, 3.0, 9)), [1], []))
+        processor.update_state(builder.get_and_reset(4))
+        found = processor.apply(logits.clone())
+        for row, place, twin in zip(rows, guided, twins, strict=True):
+            expected = alone(row, logits[place], logits[twin], 0)
+            assert torch.equal(found[place], expected)
+            assert torch.equal(found[twin], expected)
 
 
 def test_both_loaders_of_vllm_take_the_class_and_check_parameters_with_it() -> None:

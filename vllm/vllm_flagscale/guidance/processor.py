@@ -26,14 +26,21 @@ class _Rows:
 
     index: torch.Tensor
     view: slice | None
-    """Evenly spaced rows need no copy; the scheduler keeps pairs together, so that most are."""
 
     @classmethod
-    def at(cls, places: Sequence[int], device: torch.device) -> _Rows:
-        spaces = {after - before for before, after in pairwise(places)} or {1}
-        is_even = len(spaces) == 1 and min(spaces) > 0
-        view = slice(places[0], places[-1] + 1, min(spaces)) if is_even else None
-        return cls(torch.tensor(places, device=device), view)
+    def of_pairs(cls, guided: Sequence[int], twins: Sequence[int], device: torch.device) -> list[_Rows]:
+        """Return the rows at both places of each pair.
+
+        Evenly spaced rows need no copies; the scheduler keeps pairs together, so that most are. Both are
+        views or neither is, because a view cannot be written over rows of its own tensor by their index.
+        """
+        views = [_even(guided), _even(twins)]
+        if None in views:
+            views = [None, None]
+        return [
+            cls(torch.tensor(places, device=device), view)
+            for places, view in zip((guided, twins), views, strict=True)
+        ]
 
     def taken_from(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the rows: a view of the logits or a copy."""
@@ -44,6 +51,13 @@ class _Rows:
             logits.index_copy_(0, self.index, values)
         elif (rows := logits[self.view]).data_ptr() != values.data_ptr():
             rows.copy_(values)
+
+
+def _even(places: Sequence[int]) -> slice | None:
+    """Return the slice of these places, if there is one."""
+    spaces = {after - before for before, after in pairwise(places)} or {1}
+    is_even = len(spaces) == 1 and min(spaces) > 0
+    return slice(places[0], places[-1] + 1, min(spaces)) if is_even else None
 
 
 @dataclass(frozen=True)
@@ -85,11 +99,13 @@ def _grouped(rows: Iterable[tuple[int, Row]], vocabulary: int, device: torch.dev
     groups = []
     for (is_drawn, *_), members in kinds.items():
         places, of_kind = zip(*members, strict=True)
+        twins = [twin_at[row.request_id] for row in of_kind]
+        guided_rows, twin_rows = _Rows.of_pairs(places, twins, device)
         groups.append(
             _Group(
                 places,
-                _Rows.at(places, device),
-                _Rows.at([twin_at[row.request_id] for row in of_kind], device),
+                guided_rows,
+                twin_rows,
                 torch.tensor([row.scale for row in of_kind], device=device).unsqueeze(1),
                 Draws.of(of_kind, vocabulary, device) if is_drawn else None,
             )
