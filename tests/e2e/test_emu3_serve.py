@@ -247,7 +247,7 @@ def test_pictures_of_a_seed_are_the_same_in_a_batch(server: Server) -> None:
         "import sys, base64; from vllm import LLM; from flagscale.checks.emu3 import grid_of\n"
         "from vllm_flagscale.emu3.prompts import picture_request\n"
         "from vllm_flagscale.emu3 import wiring as emu3; from vllm_flagscale.guidance import wiring\n"
-        "engine = LLM(sys.argv[1], max_model_len=512, enforce_eager=True,\n"
+        "engine = LLM(sys.argv[1], dtype='float32', max_model_len=512, enforce_eager=True,\n"
         "    scheduler_cls=wiring.SCHEDULER, worker_extension_cls=emu3.WORKER_EXTENSION,\n"
         "    logits_processors=[emu3.GRID_PROCESSOR, wiring.PROCESSOR])\n"
         "wanted = picture_request(engine.get_tokenizer(), sys.argv[2], grid_of('32x24'), 512, scale=2.0)\n"
