@@ -17,7 +17,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3.12 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet transformers==5.19.0 tokenizers==0.23.3 pillow numpy
+"$folder/venv/bin/pip" install --quiet transformers==5.19.0 tokenizers==0.23.3 jinja2 pillow numpy
 cat > "$folder/show.py" <<'PYTHON'
 from itertools import takewhile
 
