@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_other_prompts_take_the_keys_of_the_batch(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("x")
     guided = Prompt("x", guidance=Guidance(3.0, "bad"))
-    assert read_prompts(file, BOTH) == ([guided], [])
+    assert read_prompts(file, BOTH) == ([replace(guided, number=1)], [])
     assert list(inline_prompts(["x"], BOTH)) == [guided]
     assert list(inline_prompts(["x"], {"guidance_scale": 3.0})) == [Prompt("x")]
 
