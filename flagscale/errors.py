@@ -35,6 +35,17 @@ def _message(what: str, hint: str, places: list[str]) -> str:
     return "\n    ".join([f"{what} ({len(places)} places)", *filter(None, [hint]), *places])
 
 
+def short(value: object) -> str:
+    """Return a value as text of moderate length."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
+    except ValueError:
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 Violation = tuple[str, str]
 """A broken rule: (dest of the argument to blame, what is wrong)."""
 

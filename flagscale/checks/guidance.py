@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flagscale.errors import Violation
+from flagscale.errors import Violation, short
 
 SCALE, NEGATIVE = "guidance_scale", "negative_prompt"
 KEYS = (SCALE, NEGATIVE)
 NOT_WITH_MEDIA = "guidance is not supported in chats with pictures, videos or audio"
+LARGEST_SCALE = 1_000_000
+"""Beyond any use; from about 1e37, logits combined in float32 are infinite, and all tokens are masked."""
 _NEUTRAL = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
 
 
@@ -47,13 +49,19 @@ def guidance_violations(given: Mapping[str, Any]) -> Iterator[Violation]:
 def value_violations(given: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield which of the two keys has a wrong value, whether or not the other one is given."""
     scale, negative = given.get(SCALE), given.get(NEGATIVE)
-    if scale is not None and (type(scale) not in (int, float) or not math.isfinite(scale) or scale < 0):
-        yield SCALE, f"`{SCALE}` takes a number of at least 0, not {scale!r}"
+    if scale is not None:
+        yield from ((SCALE, what) for what in scale_violations(scale))
     if negative is not None and not _is_prompt(negative):
-        yield (
-            NEGATIVE,
-            f"`{NEGATIVE}` takes a text or a list of token ids that is not empty, not {negative!r}",
-        )
+        what = "takes a text or a list of token ids that is not empty"
+        yield NEGATIVE, f"`{NEGATIVE}` {what}, not {short(negative)}"
+
+
+def scale_violations(scale: object) -> Iterator[str]:
+    """Yield why a value is no scale; also for integers that no float can hold."""
+    if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 <= scale < math.inf:
+        yield f"`{SCALE}` takes a number of at least 0, not {short(scale)}"
+    elif scale > LARGEST_SCALE:
+        yield f"`{SCALE}` takes at most {LARGEST_SCALE}, not {short(scale)}"
 
 
 def _is_prompt(value: object) -> bool:

@@ -41,6 +41,20 @@ def test_both_keys_are_needed_and_checked(given: dict[str, Any], blamed: list[st
     assert [key for key, _ in guidance_violations(given)] == blamed
 
 
+@pytest.mark.parametrize(
+    ("scale", "negative", "reported"),
+    [
+        pytest.param(10**400, "x", "`guidance_scale` takes at most 1000000, not 1000", id="10^400"),
+        pytest.param(1e38, "x", "`guidance_scale` takes at most 1000000, not 1e+38", id="1e38"),
+        pytest.param(3, [*range(99_999), "x"], "`negative_prompt` takes a text or a list", id="100 000 ids"),
+    ],
+)
+def test_huge_values_are_refused_in_short_messages(scale: float, negative: Any, reported: str) -> None:
+    ((_, what),) = guidance_violations({"guidance_scale": scale, "negative_prompt": negative})
+    assert what.startswith(reported)
+    assert len(what) < 200
+
+
 BOTH = {"guidance_scale": 3.0, "negative_prompt": "bad"}
 
 

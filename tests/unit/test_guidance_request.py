@@ -48,6 +48,13 @@ def test_a_scale_that_is_no_number_of_at_least_0_is_refused(scale: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize("scale", [1_000_001, 2e38, pytest.param(16**5000, id="thousands of digits")])
+def test_a_scale_that_makes_logits_infinite_is_refused(scale: float) -> None:
+    (what,) = violations(params({SCALE: scale, NEGATIVE: [1]}))
+    assert what.startswith("`guidance_scale` takes at most 1000000, not ")
+    assert len(what) < 140
+
+
 @pytest.mark.parametrize("negative", [None, [], "text", [1.0], ["1"], [True], [-1], (1,), 5])
 def test_a_negative_prompt_that_is_no_list_of_ids_is_refused(negative: Any) -> None:
     assert [*violations(params({SCALE: 3.0, NEGATIVE: negative}))] == [

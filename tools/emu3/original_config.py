@@ -14,9 +14,9 @@ from typing import Any
 from flagscale.checks import emu3_vocabulary as names
 from flagscale.checks.emu3 import AREA, FACTOR
 from flagscale.checks.emu3_folder import is_emu3
-from flagscale.errors import Problem, UserError
+from flagscale.errors import Problem, UserError, short
 from megatron.flagscale.convert.files import read_json
-from megatron.flagscale.convert.json_values import is_positive, is_size, short
+from megatron.flagscale.convert.json_values import is_positive, is_size
 
 CONFIG = "config.json"
 _SIZES = {

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from flagscale.checks import emu3_vocabulary as names
 from flagscale.checks.emu3 import FACTOR
-from flagscale.errors import Problem, UserError
+from flagscale.errors import Problem, UserError, short
 from megatron.flagscale.convert.files import read_json
-from megatron.flagscale.convert.json_values import is_size, short
+from megatron.flagscale.convert.json_values import is_size
 
 if TYPE_CHECKING:
     from transformers import Emu3Processor, PreTrainedTokenizerFast

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flagscale.checks.model_folder import misspelt_architecture
-from flagscale.errors import Problem, UserError
+from flagscale.errors import Problem, UserError, short
 from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.base import DERIVED, SIZE, Family, Setting
 from megatron.flagscale.convert.families.llava import FORMS
 from megatron.flagscale.convert.hf_keys import surplus_keys
 from megatron.flagscale.convert.hf_rope import PARTIAL, Report, read_rope, rope_values, write_rope
-from megatron.flagscale.convert.json_values import is_positive, is_size, same, short
+from megatron.flagscale.convert.json_values import is_positive, is_size, same
 from megatron.flagscale.convert.model import DTYPES, Model
 
 _SIZES = ("layers", "hidden", "heads", "vocab", "positions", "groups", "head_dim", "ffn")

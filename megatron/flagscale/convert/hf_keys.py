@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from flagscale.errors import Problem
+from flagscale.errors import Problem, short
 from megatron.flagscale.convert import block_scales
 from megatron.flagscale.convert.families.base import Family
 from megatron.flagscale.convert.hf_defaults import all_keys, generation_defaults
 from megatron.flagscale.convert.hf_rope import ROPE_KEYS
-from megatron.flagscale.convert.json_values import same, short
+from megatron.flagscale.convert.json_values import same
 
 _READ = ("architectures", "model_type", "dtype", "torch_dtype", "tie_word_embeddings", "transformers_weights")
 """Read in every family."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from flagscale.errors import Problem, UserError
+from flagscale.errors import Problem, UserError, short
 from flagscale.vision.arguments import FITS, FLAT, SIZES, UNPAD, arguments_of, vision_of
 from flagscale.vision.tiling import Vision
 from flagscale.vision.tower import TOWERS
@@ -28,7 +28,7 @@ from megatron.flagscale.convert.families.towers import ENCODER, TABLES
 from megatron.flagscale.convert.hf_defaults import class_defaults
 from megatron.flagscale.convert.hf_keys import surplus_keys
 from megatron.flagscale.convert.hf_rope import Report
-from megatron.flagscale.convert.json_values import is_size, same, short
+from megatron.flagscale.convert.json_values import is_size, same
 from megatron.flagscale.convert.model import Model
 
 TEXT, TOWER = "text_config", "vision_config"

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flagscale.errors import closest
-from megatron.flagscale.convert.json_values import is_positive, is_size, same, short
+from flagscale.errors import closest, short
+from megatron.flagscale.convert.json_values import is_positive, is_size, same
 from megatron.flagscale.convert.model import Rope, Yarn
 
 PARTIAL, _THETA, _ORIGINAL = "partial_rotary_factor", "rope_theta", "original_max_position_embeddings"

@@ -18,12 +18,3 @@ def is_positive(value: Any) -> TypeGuard[float]:
 def is_size(value: Any) -> TypeGuard[int]:
     """Return whether a value is a positive whole number that an extent of a tensor can have."""
     return type(value) is int and 0 < value < 2**31
-
-
-def short(value: Any) -> str:
-    """Return a value as text of moderate length."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = f"a deeply nested {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flagscale.errors import Problem, UserError
+from flagscale.errors import Problem, UserError, short
 from flagscale.files import write_atomic
 from flagscale.vision.arguments import FITS
 from flagscale.vision.tiling import Vision
@@ -20,7 +20,6 @@ from megatron.flagscale.chat.conversation import ChatTemplate
 from megatron.flagscale.chat.templates import own_template, template_of
 from megatron.flagscale.convert.families.llava import FEATURES
 from megatron.flagscale.convert.files import read_json
-from megatron.flagscale.convert.json_values import short
 from megatron.flagscale.convert.tokenizer import Tokenizer, with_end
 
 _WHOLE, _PICTURES = "processor_config.json", "preprocessor_config.json"

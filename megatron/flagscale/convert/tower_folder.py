@@ -11,7 +11,7 @@ import torch
 
 from flagscale.checks.stored_tensors import Stored
 from flagscale.checks.weight_files import weights_of
-from flagscale.errors import Problem, UserError
+from flagscale.errors import Problem, UserError, short
 from flagscale.vision.arguments import FITS, FLAT, UNPAD, arguments_of, vision_of
 from flagscale.vision.tiling import Vision
 from flagscale.vision.tower import TOWERS
@@ -20,7 +20,6 @@ from megatron.flagscale.convert.families.towers import TABLES
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.hf_pictures import TOWER, layers_read, tower_arguments
 from megatron.flagscale.convert.huggingface import CONFIG, NAMES, read_tensor
-from megatron.flagscale.convert.json_values import short
 from megatron.flagscale.convert.tensors import Entry
 
 _MODEL = "vision_model."

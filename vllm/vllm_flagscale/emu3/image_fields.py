@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from flagscale.checks.guidance import SCALE, scale_violations
+from flagscale.errors import short
+
 MOST_PICTURES = 10
 """OpenAI's limit of `n`."""
 _LAST_SEED = 2**62
+_LARGEST = 1_000_000
+"""Temperature: masked tokens, at minus infinity, must stay masked in float32."""
 _GUIDANCE = {"guidance_scale": "scale", "negative_prompt": "negative", "prompt_suffix": "suffix"}
 _SAMPLING = ("temperature", "top_k", "top_p")
 
@@ -61,24 +65,21 @@ def _violations(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "prompt" not in given:
         yield "prompt", "`prompt` is missing"
     for name, value in given.items():
-        if name in _OURS:
+        if name == SCALE:
+            yield from ((name, what) for what in scale_violations(value))
+        elif name in _OURS:
             holds, what = _OURS[name]
             if not holds(value):
-                yield name, f"`{name}` takes {what}, not {_shown(value)}"
+                yield name, f"`{name}` takes {what}, not {short(value)}"
         elif name in _WITHOUT_EFFECT:
             allowed, why = _WITHOUT_EFFECT[name]
             if allowed is not None and value not in allowed:
-                yield name, f"`{name}`: {_shown(value)} is not supported; {why}"
+                yield name, f"`{name}`: {short(value)} is not supported; {why}"
         else:
-            near = get_close_matches(str(name), [*_OURS, *_WITHOUT_EFFECT], 1)
+            near = get_close_matches(str(name), [SCALE, *_OURS, *_WITHOUT_EFFECT], 1)
             yield str(name), f"unknown field `{name}`{f'; did you mean `{near[0]}`?' if near else ''}"
     if given.get("temperature") == 0 and _is_count(given.get("n")) and given["n"] > 1:
         yield "n", "`n` above 1 needs a `temperature` above 0: otherwise all pictures would be the same"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _is_text(value: Any) -> bool:
@@ -94,11 +95,11 @@ def _is_seed(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+    return type(value) in (int, float) and 0 <= value <= _LARGEST
 
 
 def _is_top_k(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _is_top_p(value: Any) -> bool:
@@ -112,10 +113,9 @@ _OURS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "size": (_is_text, "`auto`, pixels like `1024x576`, or a ratio like `16:9`"),
     "seed": (_is_seed, "a whole number from 0 to 2^62"),
     "negative_prompt": (_is_text, "a text that is not empty (`guidance_scale: 1` switches guidance off)"),
-    "guidance_scale": (_is_number, "a number of at least 0"),
     "prompt_suffix": (lambda value: isinstance(value, str), 'a text that follows the prompt, or `""`'),
-    "temperature": (_is_number, "a number of at least 0"),
-    "top_k": (_is_top_k, "a whole number of at least 0 (0: all tokens)"),
+    "temperature": (_is_number, f"a number from 0 to {_LARGEST}"),
+    "top_k": (_is_top_k, "a whole number from 0 (all tokens) to 2^31 - 1"),
     "top_p": (_is_top_p, "a number above 0 and at most 1"),
 }
 _WITHOUT_EFFECT: Mapping[str, tuple[tuple[Any, ...] | None, str]] = {
