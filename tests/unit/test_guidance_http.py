@@ -120,6 +120,22 @@ def test_a_server_without_guidance_names_the_key(asked: dict[str, Any]) -> None:
     assert app.messages == []
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be", "utf-8-sig"])
+def test_the_fields_are_seen_in_every_encoding_that_the_server_reads(encoding: str) -> None:
+    body = encoded(prompt="x", **GUIDED).decode().encode(encoding)
+    status, answer = App(guidance=False).post(body)
+    assert (status, answer["error"]["param"]) == (400, "guidance_scale")
+    assert (app := App()).post(encoded(prompt="x").decode().encode(encoding)) == (200, {})
+    assert app.body.decode(encoding) == '{"prompt": "x"}'
+
+
+@pytest.mark.parametrize("character", ["_", "g", "E", "v"])
+def test_the_fields_are_seen_if_a_character_is_escaped(character: str) -> None:
+    escaped = f"\\u{ord(character):04x}"
+    body = encoded(prompt="x", vllm_xargs=INNER, **GUIDED).decode().replace(character, escaped)
+    assert App(guidance=False).post(body.encode())[0] == 400
+
+
 @pytest.mark.parametrize(
     "path", ["/v1/responses", "/v1/messages", "/v1/chat/completions/batch", "/invocations"]
 )
