@@ -49,6 +49,24 @@ def write_all(files: Iterable[tuple[Path, str, int]]) -> None:
         list(writers.map(lambda file: write_atomic(*file), files))
 
 
+def user_path(text: str) -> Path:
+    """Return the path that a user has named; a `~` whose home directory is unknown stays as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def name_violation(text: str) -> str:
+    """Return why a text cannot be the path of a file; "" if it can."""
+    if user_path(text).parts[:1] == Path(text).parts[:1] and text.startswith("~"):
+        return "no home directory is known for this `~`; write the path in full"
+    try:
+        return "no path contains the character NUL" if b"\0" in os.fsencode(text) else ""
+    except UnicodeEncodeError:
+        return "no path contains half of a surrogate pair"
+
+
 def read_regular(path: Path) -> bytes:
     """Return the content of a file that a user has named.
 

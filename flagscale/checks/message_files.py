@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from flagscale.files import user_path
+
 KINDS: Mapping[str, str] = {"image_url": "image", "video_url": "video"}
 """The type of a message's part, which is also the key of its URL, and what it is."""
 _DATA = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,", re.IGNORECASE)
+_LONGEST_NAME = 255
 _SCHEME = re.compile(r"data:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 Message = Mapping[str, Any]
@@ -47,8 +50,9 @@ def file_violations(messages: Sequence[Message], folder: Path) -> Iterator[str]:
             if not url.startswith(("http://", "https://")) and not _DATA.match(url):
                 what = "needs the form data:TYPE/SUBTYPE;base64,..." if url[:5].lower() == "data:" else ""
                 yield f"the {kind} {_short(url)} {what or 'is neither a file nor at a http(s) address'}"
-        elif not file.is_file():
-            yield f"the {kind} {url}: no such file (paths are relative to {folder.absolute()})"
+        elif not _is_file(file):
+            shown = url if len(url) <= _LONGEST_NAME else _short(url)
+            yield f"the {kind} {shown}: no such file (paths are relative to {folder.absolute()})"
 
 
 def with_files(messages: Sequence[Message], folder: Path) -> list[dict[str, Any]]:
@@ -111,9 +115,16 @@ def _url(part: Mapping[str, Any]) -> str:
 def _file(url: str, folder: Path) -> Path | None:
     """Return the file that a URL or path names; None if it is an address, or holds the bytes themselves."""
     if not _SCHEME.match(url):
-        return folder / Path(url).expanduser()
+        return folder / user_path(url)
     parts = urlsplit(url)
     return folder / unquote(parts.netloc + parts.path) if parts.scheme.lower() == "file" else None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file system takes: the bytes of a picture as text, say
+        return False
 
 
 def _short(url: str) -> str:

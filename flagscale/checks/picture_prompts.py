@@ -10,7 +10,8 @@ from flagscale.checks.emu3 import AREA, Grid, grid_of, too_long
 from flagscale.checks.guidance import SCALE, Guidance
 from flagscale.checks.message_files import file_violations
 from flagscale.checks.prompts import Prompt, read_prompts
-from flagscale.errors import Violation
+from flagscale.errors import Violation, short
+from flagscale.files import user_path
 from flagscale.frozen import dataclass
 
 IMAGE, UNDERSTAND = "image", "understand"
@@ -141,7 +142,7 @@ def _line_violations(batch: PictureBatch, prompt: Prompt) -> Iterator[str]:
         if prompt.guidance:
             yield f"`{SCALE}` is not supported in questions about pictures"
         if not isinstance(image := line.get("image", ""), str):
-            yield f"`image` takes the file of a picture, not {image!r}"
+            yield f"`image` takes the file of a picture, not {short(image)}"
         elif not image and not batch.images:
             yield "needs `image`, the file of a picture, or `images` in the YAML for all prompts"
         return
@@ -173,7 +174,7 @@ def _given(prompt: Prompt) -> dict[str, Any]:
 def _shape_problem(name: str, shape: Any) -> str:
     """Return what is wrong with a `ratio` or a `size`; "" if it names a picture."""
     if not isinstance(shape, str) or (":" in shape) != (name == "ratio"):
-        return f"`{name}` takes a text such as {_SHAPES[name]}, not {shape!r}"
+        return f"`{name}` takes a text such as {_SHAPES[name]}, not {short(shape)}"
     try:
         grid_of(shape)
     except ValueError as error:
@@ -189,7 +190,7 @@ def _image_problem(image: str, folder: Path) -> str:
     if is_address(image):
         return ""
     try:
-        with (folder / Path(image).expanduser()).open("rb") as file:
+        with (folder / user_path(image)).open("rb") as file:
             head = file.read(_HEAD)
     except OSError as error:
         return f"the image {image}: {error.strerror}"

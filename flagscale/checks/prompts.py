@@ -16,6 +16,7 @@ from flagscale.checks.guidance import (
     keys_of_line,
 )
 from flagscale.checks.message_files import file_violations, media_of, shown
+from flagscale.errors import short
 from flagscale.files import read_regular_text
 
 _KEYS = ("prompt", "prompt_token_ids", "messages")
@@ -98,8 +99,10 @@ def inline_prompts(
     """Yield each prompt of a list in the YAML, or what is wrong with it; `guidance` as for `read_prompts`."""
     keys = keys_of_line({}, guidance or {})
     for number, one in enumerate(given):
-        is_text = isinstance(one, str) and one
-        yield _with_guidance(Prompt(str(one)), keys) if is_text else f"prompt {number} is not a text: {one!r}"
+        if isinstance(one, str) and one:
+            yield _with_guidance(Prompt(one), keys)
+        else:
+            yield f"prompt {number} is not a text: {short(one)}"
 
 
 def _with_guidance(prompt: Prompt, keys: Mapping[str, Any]) -> Prompt:

@@ -137,3 +137,32 @@ def test_mistakes_of_a_batch_are_reported(
     tmp_path: Path, model: str, generate: dict[str, Any], llm: dict[str, Any], reported: str
 ) -> None:
     assert reported in refusal(tmp_path, "inference", inference(model, generate, **llm))
+
+
+@pytest.mark.parametrize("path", ["~nobody-here/a.jsonl", "a\0b.jsonl", "\ud800.jsonl"])
+def test_a_path_that_cannot_exist_is_reported(tmp_path: Path, model: str, path: str) -> None:
+    wrong = refusal(tmp_path, "inference", inference(model, {"prompts": None, "prompts_file": path}))
+    assert "generate.prompts_file" in wrong
+    wrong = refusal(tmp_path, "inference", inference(model, {"output": path}))
+    assert "generate.output" in wrong
+    keys = {"mode": "understand", "images": path}
+    wrong = refusal(tmp_path, "inference", inference("BAAI/Emu3-Chat-hf", keys))
+    assert "no such file" in wrong
+
+
+@pytest.mark.parametrize("url", ["~nobody-here/a.png", "iVBORw0K" * 10_000], ids=["home", "base64"])
+def test_a_picture_that_no_path_names_is_reported(tmp_path: Path, model: str, url: str) -> None:
+    lines = tmp_path / "lines.jsonl"
+    part = {"type": "image_url", "image_url": {"url": url}}
+    lines.write_text(json.dumps({"messages": [{"role": "user", "content": [part]}]}))
+    keys = {"prompts": None, "prompts_file": str(lines)}
+    wrong = refusal(tmp_path, "inference", inference(model, keys))
+    assert "no such file" in wrong
+    assert len(wrong) < 1000
+
+
+@pytest.mark.parametrize("key", ["chat", "batch_size", "output", "mode", "sampling", "negative_prompt"])
+def test_a_huge_value_is_refused_in_a_short_message(tmp_path: Path, model: str, key: str) -> None:
+    wrong = refusal(tmp_path, "inference", inference(model, {key: ["é" * 50_000]}))
+    assert f"generate.{key}" in wrong
+    assert len(wrong) < 1000

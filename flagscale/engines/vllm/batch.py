@@ -35,6 +35,7 @@ from flagscale.engines.vllm.refused import refuse
 from flagscale.engines.vllm.sampling import field_violations, request_violations
 from flagscale.engines.vllm.serve import ENV
 from flagscale.errors import Problem, Violation, nearest
+from flagscale.files import user_path
 from flagscale.run.rundir import RunDir
 from flagscale.values import Host, Job, Role, Service
 
@@ -214,4 +215,4 @@ def _request(
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute()) if path else ""
+    return str(user_path(path).absolute()) if path else ""

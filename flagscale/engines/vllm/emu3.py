@@ -29,7 +29,8 @@ from flagscale.config.engine_args import EngineArguments
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.generate import prompts_of
-from flagscale.errors import Problem, nearest
+from flagscale.errors import Problem, nearest, short
+from flagscale.files import user_path
 
 _SAMPLING = ("n", "seed", "temperature", "top_k", "top_p", "min_p")
 """The fields of SamplingParams that a picture can have."""
@@ -64,7 +65,7 @@ def take_pictures(
     mode = given.get("mode")
     if mode not in MODES:
         if mode is not None:
-            report("mode", f"`mode` takes {' or '.join(MODES)}, not {mode!r}", nearest(str(mode), MODES))
+            report("mode", f"`mode` takes {' or '.join(MODES)}, not {short(mode)}", nearest(str(mode), MODES))
         for key in (key for key in LISTS if mode is None and key in given):
             needed = next(name for name in MODES if key in KEYS[name])
             report(key, f"`{key}` needs `mode: {needed}`, which is for Emu3")
@@ -114,9 +115,10 @@ def _lists(given: Mapping[str, Any], mode: str, report: Report) -> dict[str, Any
     for key in LISTS.keys() & own.keys():
         values = own[key] if isinstance(own[key], list) else [own[key]]
         if not values or not all(isinstance(one, str) and one for one in values):
-            report(key, f"`{key}` takes one text for all prompts or a list of texts, not {own[key]!r}", "")
+            what = "takes one text for all prompts or a list of texts"
+            report(key, f"`{key}` {what}, not {short(own[key])}", "")
         elif key == "images":
-            values = [one if is_address(one) else str(Path(one).expanduser().absolute()) for one in values]
+            values = [one if is_address(one) else str(user_path(one).absolute()) for one in values]
         own[key] = tuple(values)
     return own
 
@@ -124,7 +126,7 @@ def _lists(given: Mapping[str, Any], mode: str, report: Report) -> dict[str, Any
 def _check(batch: PictureBatch, given: Mapping[str, Any], canvas: Canvas, report: Report) -> None:
     """Report what is wrong with the batch as a whole, and then with each prompt."""
     file, inline = given.get("prompts_file"), given.get("prompts")
-    path = Path(file).expanduser() if isinstance(file, str) else None
+    path = user_path(file) if isinstance(file, str) else None
     guidance = {key: given[key] for key in GUIDANCE if given.get(key) is not None}
     prompts, unreadable = prompts_of(given, {} if any(value_violations(guidance)) else guidance)
     wrong = [*batch_violations(batch, len(inline) if isinstance(inline, list) else None)]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from flagscale.checks.guidance import KEYS, NEGATIVE, Guidance, value_violations
 from flagscale.checks.prompts import Prompt, inline_prompts, read_prompts
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.sampling import field_violations
-from flagscale.errors import Problem, nearest
+from flagscale.errors import Problem, nearest, short
+from flagscale.files import name_violation, user_path
 
 _MOST_INLINE = 100_000
 """Bytes of one word of a command line that every kernel accepts."""
@@ -58,7 +58,7 @@ def read_generate(
         if key not in known:
             report(key, f"unknown key `{key}`", nearest(key, known))
         elif known[key] in _TEXT and type(value) is not known[key]:
-            report(key, f"`{key}` takes {_TEXT[known[key]]}, not {value!r}")
+            report(key, f"`{key}` takes {_TEXT[known[key]]}, not {short(value)}")
     if ("prompts" in given) == ("prompts_file" in given):
         report("", "give either `prompts` or `prompts_file`")
     of_batch = {key: given[key] for key in KEYS if key in given}
@@ -78,6 +78,8 @@ def read_generate(
         report(key, f"`{key}` needs `{missing}`, here or in lines of a .jsonl prompts file")
     if isinstance(given.get("batch_size"), int) and given["batch_size"] < 1:
         report("batch_size", "`batch_size` must be at least 1")
+    if isinstance(given.get("output"), str) and (what := name_violation(given["output"])):
+        report("output", what)
     if str(given.get("output", "")).endswith(".txt"):
         report(
             "output",
@@ -120,7 +122,9 @@ def prompts_of(
         return [], [("a list of texts is expected here", "")]
     if not isinstance(file, str):
         return [], []
-    prompts, broken = read_prompts(Path(file).expanduser(), guidance)
+    if what := name_violation(file):
+        return [], [(f"{short(file)}: {what}", "")]
+    prompts, broken = read_prompts(user_path(file), guidance)
     return prompts, [(one, "") for one in broken]
 
 

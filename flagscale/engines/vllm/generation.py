@@ -10,6 +10,7 @@ from typing import Any
 from flagscale.checks.model_folder import mapping_of
 from flagscale.engines.vllm.sampling import field_violations
 from flagscale.errors import Violation
+from flagscale.files import user_path
 
 FILE = "generation_config.json"
 _OVERRIDE = "override_generation_config"
@@ -40,7 +41,7 @@ def generation_values(values: Mapping[str, Any]) -> dict[str, Any]:
 def generation_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield the mistakes in `generation_config` and `override_generation_config`, which the user writes."""
     source = str(values["generation_config"])
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     is_path = folder.exists() or source.startswith(("/", ".", "~"))
     if source not in _OF_MODEL and is_path and not (folder / FILE).is_file():
         # If there is a config.json, vLLM would continue without the values and without a message.
@@ -126,11 +127,11 @@ def _of_folder(values: Mapping[str, Any]) -> Mapping[str, Any]:
 def _file(values: Mapping[str, Any]) -> Path:
     """Return the file that vLLM reads: for tokens that end answers, also without its sampling values."""
     source = str(values["generation_config"])
-    return _own_file(values) if source in _OF_MODEL else Path(source).expanduser() / FILE
+    return _own_file(values) if source in _OF_MODEL else user_path(source) / FILE
 
 
 def _own_file(values: Mapping[str, Any]) -> Path:
-    return Path(str(values["hf_config_path"] or values["model"])).expanduser() / FILE
+    return user_path(str(values["hf_config_path"] or values["model"])) / FILE
 
 
 def _read(file: Path) -> Mapping[str, Any]:

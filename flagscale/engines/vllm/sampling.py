@@ -9,7 +9,7 @@ from typing import Any
 from flagscale.checks.prompts import PLAIN_MAX_TOKENS
 from flagscale.config.bounds import broken_bounds
 from flagscale.engines.vllm.catalog import vllm_catalog
-from flagscale.errors import Violation, nearest
+from flagscale.errors import Violation, nearest, short
 
 _JSON: Mapping[str, tuple[str, tuple[type, ...]]] = {
     "bool": ("true or false", (bool,)),
@@ -33,7 +33,7 @@ def field_violations(sampling: Mapping[str, Any]) -> Iterator[Violation]:
             continue
         elif not any(type(value) in _JSON[kind][1] for kind in field.kinds):
             expected = " or ".join(_JSON[kind][0] for kind in field.kinds)
-            yield str(key), f"`{key}` takes {expected}, not {value!r}"
+            yield str(key), f"`{key}` takes {expected}, not {short(value)}"
         elif broken := [*broken_bounds(field.bounds, str(key), value)]:
             yield from ((f"{key}.{path}" if path else str(key), what) for path, what in broken)
         else:
@@ -51,9 +51,9 @@ def _content_violations(key: str, value: Any) -> Iterator[Violation]:
         case "stop_token_ids" | "allowed_token_ids" | "logprob_token_ids" | "logit_bias":
             for token in value:
                 if _id_of(token, key) is None:
-                    yield key, f"`{key}` holds ids of tokens, not {token!r}"
+                    yield key, f"`{key}` holds ids of tokens, not {short(token)}"
                 elif key == "logit_bias" and type(value[token]) not in (int, float):
-                    yield key, f"`logit_bias` takes a number for the token {token}, not {value[token]!r}"
+                    yield key, f"`logit_bias` takes a number for the token {token}, not {short(value[token])}"
         case "structured_outputs":
             yield from _structure_violations(value)
         case "repetition_detection":
