@@ -111,7 +111,10 @@ def test_other_requests_pass_unchanged(number: int) -> None:
     assert app.messages[-1] == {"type": "http.disconnect"}
 
 
-@pytest.mark.parametrize("asked", [GUIDED, {"vllm_xargs": INNER}, {"negative_prompt": "x"}])
+@pytest.mark.parametrize(
+    "asked",
+    [GUIDED, {"vllm_xargs": INNER}, {"negative_prompt": "x"}, {"sampling_params": {"extra_args": INNER}}],
+)
 def test_a_server_without_guidance_names_the_key(asked: dict[str, Any]) -> None:
     status, answer = (app := App(guidance=False)).post(encoded(prompt="x", **asked))
     assert status == 400
@@ -165,6 +168,12 @@ def test_a_penalty_of_the_folder_is_named_with_the_remedy() -> None:
     message = answer["error"]["message"]
     assert "generation_config.json sets `repetition_penalty` 1.3" in message
     assert message.endswith("set it to 1, or set `generation_config: vllm` for the server")
+
+
+def test_requests_of_tokens_are_left_to_the_engine() -> None:
+    body = encoded(token_ids=[1], sampling_params={"extra_args": INNER, "repetition_penalty": 1})
+    assert (app := App()).post(body, path="/inference/v1/generate")[0] == 200
+    assert json.loads(app.body) == json.loads(body)
 
 
 def test_scale_1_of_the_engine_is_an_ordinary_request() -> None:

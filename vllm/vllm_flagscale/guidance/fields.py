@@ -37,23 +37,37 @@ class Refused(Exception):
         """The error in OpenAI's form."""
 
 
-def in_engine(request: Mapping[str, Any]) -> bool:
-    """Return whether a request has the engine's own fields of guidance."""
-    given = request.get("vllm_xargs")
-    return isinstance(given, dict) and any(given.get(key) is not None for key in (SCALE, NEGATIVE_IDS))
+XARGS, PARAMS = "vllm_xargs", "sampling_params"
+
+
+def in_engine(request: Mapping[str, Any]) -> str:
+    """Return the field of a request that holds the engine's own fields of guidance; "" if none does.
+
+    It is XARGS, or PARAMS in requests of tokens (`/inference/v1/generate`).
+    """
+    params = request.get(PARAMS)
+    places = {
+        XARGS: request.get(XARGS),
+        PARAMS: params.get("extra_args") if isinstance(params, dict) else None,
+    }
+    return next((name for name, given in places.items() if isinstance(given, dict) and _asks(given)), "")
+
+
+def _asks(given: Mapping[str, Any]) -> bool:
+    return any(given.get(key) is not None for key in (SCALE, NEGATIVE_IDS))
 
 
 async def with_engine_fields(
     state: Any, *, is_chat: bool, request: dict[str, Any], own: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a request whose guidance (`own`, valid; empty if it has the engine's fields) is in `vllm_xargs`.
+    """Return a request whose guidance (`own`, valid; empty if it has the engine's fields) is in XARGS.
 
     `state` is that of the server's app.
 
     Raises:
         Refused: if it cannot be guided.
     """
-    given = request.get("vllm_xargs") or {}
+    given = request.get(XARGS) or {}
     if not isinstance(given, dict) or (not own and given.get(SCALE) == 1):
         return request  # vLLM refuses it, or it is an ordinary request
     for field, what in _NOT_WITH.items():
@@ -67,7 +81,7 @@ async def with_engine_fields(
     if guidance is None:
         if _has_media(request):
             raise Refused(NOT_WITH_MEDIA, "messages")
-        _check(state, given.get(NEGATIVE_IDS), "vllm_xargs")
+        _check(state, given.get(NEGATIVE_IDS), XARGS)
         return request
     ids = await _negative_ids(state, is_chat, request, guidance)
     _check(state, ids, NEGATIVE)
@@ -75,7 +89,7 @@ async def with_engine_fields(
         raise Refused(what, NEGATIVE)
     # Without ids, vLLM cannot read the request. Should it do so after all, the processor refuses it.
     fields = extra_args(guidance.scale, ids) if ids else {SCALE: guidance.scale}
-    return {**request, "vllm_xargs": {**given, **fields}}
+    return {**request, XARGS: {**given, **fields}}
 
 
 async def _negative_ids(

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from flagscale.checks.guidance import KEYS, NEGATIVE, SCALE, guidance_violations
-from vllm_flagscale.guidance.fields import Refused, in_engine, with_engine_fields
+from vllm_flagscale.guidance.fields import PARAMS, Refused, in_engine, with_engine_fields
 
 MIDDLEWARE = f"{__name__}.GuidanceFields"
 """A value of the server's argument `middleware`."""
@@ -63,16 +63,16 @@ async def _translated(state: Any, route: str, request: dict[str, Any]) -> dict[s
     """
     own = {key: request[key] for key in KEYS if request.get(key) is not None}
     inner = in_engine(request)
-    first = next(iter(own), "vllm_xargs")
+    first = next(iter(own), inner)
     if not state.args.guidance:
         what = "this server answers no requests with guidance: set `guidance: true` in its `serve` group"
         raise Refused(f"`{first}`: {what}", first)
     if own and route not in GUIDED:
         raise Refused(f"`{first}` is not supported by {route}; use {' or '.join(GUIDED)}", first)
     if own and inner:
-        raise Refused(
-            f"give `{SCALE}` and `{NEGATIVE}`, or their like in `vllm_xargs`, not both", "vllm_xargs"
-        )
+        raise Refused(f"give `{SCALE}` and `{NEGATIVE}`, or their like in `{inner}`, not both", inner)
+    if inner == PARAMS:
+        return request  # the engine's processor checks it
     if wrong := [*guidance_violations(own)]:
         raise Refused("; ".join(what for _, what in wrong), wrong[0][0])
     rest = {key: value for key, value in request.items() if key not in KEYS}
@@ -91,7 +91,7 @@ def _asking(body: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(request, dict):
         return None
-    asks = any(request.get(key) is not None for key in KEYS) or in_engine(request)
+    asks = any(request.get(key) is not None for key in KEYS) or bool(in_engine(request))
     return request if asks else None
 
 
