@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 SHARED = ("examples", "tools", "requirements")
 CLONE_ONLY = ("tools/demo.py", "tools/demo_guidance.py", "tools/demo_serve.py", "tools/demo_vlm.py")
-"""The programs behind `make demo`, `make demo-serve` and `make demo-vlm`."""
+"""The programs behind `make demo`, `make demo-guidance`, `make demo-serve` and `make demo-vlm`."""
 
 
 class BuildWithShared(build_py):
