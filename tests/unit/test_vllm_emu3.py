@@ -87,6 +87,8 @@ def test_questions(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) 
         ({"mode": None, "ratios": ["1:1"]}, "`ratios` needs `mode: image`"),
         ({"ratios": ["1:1"] * 3}, "holds 3 values for 2 prompts"),
         ({"ratios": ["1:1", "16/9"]}, "`ratio` takes a text such as"),
+        ({"ratios": 61}, "put ratios in quotes"),
+        ({"ratio": "1:1"}, "did you mean `ratios`?"),
         ({"ratios": []}, "takes one text for all prompts or a list"),
         ({"ratios": "1:1", "sizes": "64x48"}, "give either `ratios` or `sizes`"),
         ({"sizes": "100x48"}, "such as `96x48`"),

@@ -166,3 +166,13 @@ def test_a_huge_value_is_refused_in_a_short_message(tmp_path: Path, model: str, 
     wrong = refusal(tmp_path, "inference", inference(model, {key: ["é" * 50_000]}))
     assert f"generate.{key}" in wrong
     assert len(wrong) < 1000
+
+
+@pytest.mark.parametrize("key", ["guidance_scale", "negative_prompt"])
+def test_a_key_in_the_wrong_section_is_sent_to_the_right_one(tmp_path: Path, model: str, key: str) -> None:
+    wrong = refusal(tmp_path, "inference", inference(model, {}, **{key: 3}))
+    assert f"llm.{key}" in wrong
+    assert "give it in `generate`" in wrong
+    wrong = refusal(tmp_path, "inference", inference(model, {"sampling": {"negative_prompt": "x"}}))
+    assert "sampling.negative_prompt: `negative_prompt` is no field of SamplingParams" in wrong
+    assert "give it in `generate`" in wrong

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from flagscale import platforms
 from flagscale.checks.data import GUIDANCE
+from flagscale.checks.guidance import KEYS as GUIDANCE_KEYS
 from flagscale.checks.guidance import penalty_violations
 from flagscale.checks.model_folder import inputs_of
-from flagscale.checks.picture_prompts import IMAGE, PictureBatch
+from flagscale.checks.picture_prompts import IMAGE, LISTS, PictureBatch
 from flagscale.config.engine_args import EngineArguments, render
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
@@ -42,6 +43,8 @@ from flagscale.values import Host, Job, Role, Service
 GENERATE = "vllm_flagscale.generate"
 STOP_GRACE = 10.0
 _SECTIONS = ("llm", "generate")
+_OF_GENERATE = {"prompts", "prompts_file", "sampling", *GUIDANCE_KEYS, "mode", *LISTS}
+_GIVE = "give it in `generate`"
 
 
 class Read(NamedTuple):
@@ -71,9 +74,14 @@ def read(group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: li
     secrets: dict[str, str] = {}
     if "llm" not in missing:
         catalog = vllm_catalog().engine
-        flat_keys = refuse(
-            flat(f"{group}.llm", raw["llm"], catalog, source_map, problems), source_map, problems
-        )
+        found = flat(f"{group}.llm", raw["llm"], catalog, source_map, problems)
+        misplaced = [flat_key for flat_key in found if flat_key.name in _OF_GENERATE]
+        problems += [
+            Problem(f"`{one.name}` is no argument of the engine", source_map.where(one.path), _GIVE)
+            for one in misplaced
+        ]
+        others = [flat_key for flat_key in found if flat_key not in misplaced]
+        flat_keys = refuse(others, source_map, problems)
         # A server's key has no effect in an engine without a server: it is reported as unknown.
         keys = [flat_key for flat_key in flat_keys if flat_key.name.startswith("api_key")]
         others, secrets = take_secrets(

@@ -72,7 +72,10 @@ def take_pictures(
         return None, {key: value for key, value in raw.items() if key not in _OWN}
     if engine and "model" in engine.paths and (what := _model_problem(str(engine.values["model"]))):
         problems.append(Problem(what, source_map.where(engine.paths["model"])))
-    rest = {key: value for key, value in raw.items() if key not in (*_OWN, *KEYS[mode])}
+    of_lines = {one: several for several, one in LISTS.items() if one in given}
+    for one, several in of_lines.items():
+        report(one, f"unknown key `{one}`, which lines of a prompts file have", f"did you mean `{several}`?")
+    rest = {key: value for key, value in raw.items() if key not in (*_OWN, *KEYS[mode], *of_lines)}
     if mode == IMAGE and isinstance(sampling := given.get("sampling"), Mapping):
         rest["sampling"] = {key: value for key, value in sampling.items() if key != _COMPUTED}
         _check_sampling(sampling, report)
@@ -116,7 +119,8 @@ def _lists(given: Mapping[str, Any], mode: str, report: Report) -> dict[str, Any
         values = own[key] if isinstance(own[key], list) else [own[key]]
         if not values or not all(isinstance(one, str) and one for one in values):
             what = "takes one text for all prompts or a list of texts"
-            report(key, f"`{key}` {what}, not {short(own[key])}", "")
+            quotes = "put ratios in quotes: YAML reads 1:1 as the number 61" if key == "ratios" else ""
+            report(key, f"`{key}` {what}, not {short(own[key])}", quotes)
         elif key == "images":
             values = [one if is_address(one) else str(user_path(one).absolute()) for one in values]
         own[key] = tuple(values)

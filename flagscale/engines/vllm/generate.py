@@ -88,7 +88,10 @@ def read_generate(
         )
     sampling = given.get("sampling", {})
     if isinstance(sampling, Mapping):
-        for key, what in field_violations(sampling):
+        for key in KEYS:
+            if sampling.get(key) is not None:
+                report(f"sampling.{key}", f"`{key}` is no field of SamplingParams", "give it in `generate`")
+        for key, what in field_violations({name: sampling[name] for name in sampling if name not in KEYS}):
             report(f"sampling.{key}", what)
         extra = sampling.get("extra_args")
         for key in sorted(_IN_ENGINE & extra.keys()) if isinstance(extra, Mapping) else ():
