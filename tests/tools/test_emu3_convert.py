@@ -368,6 +368,14 @@ MISTAKES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         "already in the form of transformers(.|\n)*use that folder as it is",
     ),
     "no folder": (lambda _, tower: shutil.rmtree(tower), "--tower .*: no such folder"),
+    "a folder in the place of a file": (
+        lambda load, tower: (
+            (load / "config.json").unlink(),
+            (load / "config.json").mkdir(),
+            shutil.rmtree(tower),
+        ),
+        "config.json: not a file(.|\n)*--tower .*: no such folder",
+    ),
 }  # fmt: skip
 
 

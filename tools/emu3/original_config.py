@@ -125,7 +125,12 @@ def _misplaced(folder: Path, option: str, model_type: str, what: str) -> Iterato
     if not folder.is_dir():
         yield Problem("no such folder", f"{option} {folder}")
         return
-    config, where = read_json(folder / CONFIG), f"{option} {folder / CONFIG}"
+    where = f"{option} {folder / CONFIG}"
+    try:
+        config = read_json(folder / CONFIG)
+    except UserError as error:
+        yield from error.problems
+        return
     found = config.get("model_type")
     if is_emu3(config):
         already = "already in the form of transformers, with the vision tokenizer in it"

@@ -20,6 +20,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except (IsADirectoryError, NotADirectoryError):
+        raise UserError(f"{path}: not a file") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: invalid JSON: {error}") from None
     if not isinstance(content, dict):
