@@ -168,6 +168,13 @@ def test_a_huge_value_is_refused_in_a_short_message(tmp_path: Path, model: str, 
     assert len(wrong) < 1000
 
 
+def test_a_name_that_no_file_system_takes_is_reported(tmp_path: Path, model: str) -> None:
+    keys = {"mode": "image", "ratios": "1:1"}
+    assert "llm.model" in refusal(tmp_path, "inference", inference("é" * 50_000, keys))
+    wrong = refusal(tmp_path, "inference", inference(model, generation_config="/" + "é" * 50_000))
+    assert "llm.generation_config" in wrong
+
+
 @pytest.mark.parametrize("key", ["guidance_scale", "negative_prompt"])
 def test_a_key_in_the_wrong_section_is_sent_to_the_right_one(tmp_path: Path, model: str, key: str) -> None:
     wrong = refusal(tmp_path, "inference", inference(model, {}, **{key: 3}))

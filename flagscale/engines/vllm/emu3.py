@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -142,10 +143,10 @@ def _check(batch: PictureBatch, given: Mapping[str, Any], canvas: Canvas, report
 
 def _model_problem(model: str) -> str:
     """Return why a model is no Emu3 that can be used, as far as its folder or name shows it."""
-    if not (is_path(model) or Path(model).is_dir()):
+    if not (is_path(model) or os.path.isdir(model)):  # also for names that no file system takes
         return name_problem(model)
     # A folder without a configuration is reported already, as for every model.
-    return folder_problem(Path(model)) if (Path(model) / "config.json").is_file() else ""
+    return folder_problem(Path(model)) if os.path.isfile(Path(model) / "config.json") else ""
 
 
 def _canvas(engine: Mapping[str, Any]) -> Canvas:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ def generation_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield the mistakes in `generation_config` and `override_generation_config`, which the user writes."""
     source = str(values["generation_config"])
     folder = user_path(source)
-    is_path = folder.exists() or source.startswith(("/", ".", "~"))
-    if source not in _OF_MODEL and is_path and not (folder / FILE).is_file():
+    is_path = os.path.exists(folder) or source.startswith(("/", ".", "~"))
+    if source not in _OF_MODEL and is_path and not os.path.isfile(folder / FILE):
         # If there is a config.json, vLLM would continue without the values and without a message.
         yield "generation_config", f"{source}: no folder with a {FILE}; use its path, `auto` or `vllm`"
     try:
