@@ -54,6 +54,8 @@ def value_violations(given: Mapping[str, Any]) -> Iterator[Violation]:
     if negative is not None and not _is_prompt(negative):
         what = "takes a text or a list of token ids that is not empty"
         yield NEGATIVE, f"`{NEGATIVE}` {what}, not {short(negative)}"
+    elif isinstance(negative, str) and not negative.isascii() and _has_half_pair(negative):
+        yield NEGATIVE, f"`{NEGATIVE}` contains half of a surrogate pair, which no tokenizer reads"
 
 
 def scale_violations(scale: object) -> Iterator[str]:
@@ -62,6 +64,10 @@ def scale_violations(scale: object) -> Iterator[str]:
         yield f"`{SCALE}` takes a number of at least 0, not {short(scale)}"
     elif scale > LARGEST_SCALE:
         yield f"`{SCALE}` takes at most {LARGEST_SCALE}, not {short(scale)}"
+
+
+def _has_half_pair(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _is_prompt(value: object) -> bool:

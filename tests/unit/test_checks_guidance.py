@@ -45,6 +45,7 @@ def test_both_keys_are_needed_and_checked(given: dict[str, Any], blamed: list[st
     ("scale", "negative", "reported"),
     [
         pytest.param(10**400, "x", "`guidance_scale` takes at most 1000000, not 1000", id="10^400"),
+        pytest.param(3, "a \ud800", "`negative_prompt` contains half of a surrogate pair", id="half a pair"),
         pytest.param(1e38, "x", "`guidance_scale` takes at most 1000000, not 1e+38", id="1e38"),
         pytest.param(3, [*range(99_999), "x"], "`negative_prompt` takes a text or a list", id="100 000 ids"),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from vllm_flagscale.guidance.fields import Refused
 from vllm_flagscale.guidance.http import GuidanceFields
 
 GUIDED = {"guidance_scale": 3, "negative_prompt": "bad"}
@@ -197,3 +198,17 @@ def test_a_client_that_goes_while_it_sends_reaches_nobody() -> None:
     app = App()
     assert app.post() == (0, {})
     assert app.messages == []
+
+
+@pytest.mark.parametrize(("wrong", "status"), [("suffix", 200), ("negative", 400)])
+def test_only_mistakes_of_the_negative_prompt_are_blamed_on_it(
+    wrong: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def rendered(state: Any, request: dict[str, Any], is_chat: bool) -> list[list[int]]:
+        if wrong == "suffix" or request["prompt"] == "bad":
+            raise Refused("wrong", "negative_prompt")
+        return [[1]]
+
+    monkeypatch.setattr("vllm_flagscale.guidance.fields._rendered", rendered)
+    # The app stands for vLLM, which would refuse the first request by the field that is wrong.
+    assert App().post(encoded(prompt="x", suffix="y", repetition_penalty=1, **GUIDED))[0] == status

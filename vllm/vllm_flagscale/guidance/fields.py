@@ -106,8 +106,21 @@ async def _negative_ids(
     if not isinstance(negative, str):
         return list(negative)
     changed = {"messages": negative_chat(messages or [], negative)} if is_chat else {"prompt": negative}
-    rendered = await _rendered(state, request | changed, is_chat)
+    try:
+        rendered = await _rendered(state, request | changed, is_chat)
+    except Refused:
+        # If the mistake is in another field, vLLM refuses the request itself, without blame for this one.
+        if await _is_refused(state, request, is_chat):
+            return None
+        raise
     return rendered[0] if rendered else None
+
+
+async def _is_refused(state: Any, request: dict[str, Any], is_chat: bool) -> bool:
+    try:
+        return not await _rendered(state, request, is_chat)
+    except Refused:
+        return True
 
 
 def _has_media(request: Mapping[str, Any]) -> bool:
@@ -141,9 +154,9 @@ async def _without_room(state: Any, is_chat: bool, request: dict[str, Any], nega
 
 def _check(state: Any, ids: Any, field: str) -> None:
     """Raise Refused if the engine has no such ids, or too few places; what is no list of ids, it refuses."""
-    model = state.vllm_config.model_config
     if not isinstance(ids, list) or not ids or not all(type(one) is int for one in ids):
         return
+    model = state.vllm_config.model_config
     if wrong := [*id_violations(ids, model.max_model_len, model.get_vocab_size())]:
         raise Refused("; ".join(wrong), field)
 
@@ -175,7 +188,7 @@ async def _rendered(state: Any, request: dict[str, Any], is_chat: bool) -> list[
     try:
         renderer = state.online_renderer
         answer = await (renderer.render_chat(parsed) if is_chat else renderer.render_completion(parsed))
-    except (VLLMError, ValueError, TemplateError) as error:
+    except (VLLMError, ValueError, TypeError, TemplateError) as error:  # TypeError: half of a surrogate pair
         answer = create_error_response(error)
     if isinstance(answer, ErrorResponse):
         what = f"`{NEGATIVE}`: {answer.error.message}"
