@@ -105,6 +105,53 @@ def test_nothing_is_kept_for_a_client_that_has_gone() -> None:
     assert worker.decoded == [(TOKENS, GRID)] * 2
 
 
+class SlowClient(Client):
+    """An engine client whose calls reach the workers whatever becomes of the one who waits for them."""
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
+        call = super().collective_rpc(method, args)
+        sent = asyncio.create_task(asyncio.wait_for(call, None))
+        await asyncio.sleep(0.01)
+        return await asyncio.shield(sent)
+
+
+def kept(worker: Worker) -> int:
+    return len(worker._picture_thread._begun)
+
+
+def test_nothing_is_kept_for_a_client_that_goes_while_the_worker_is_asked_to_begin() -> None:
+    worker = Worker()
+    worker.may_go_on.set()
+    client = SlowClient(worker)
+
+    async def go() -> None:
+        asked = asyncio.create_task(decoded(client, TOKENS, GRID))
+        while "begin_picture" not in client.calls:
+            await asyncio.sleep(0)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        while "drop_picture" not in client.calls:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+    assert kept(worker) == 0
+
+
+def test_nothing_is_kept_by_a_rank_that_is_slower_than_the_one_that_answers() -> None:
+    first, second = Worker(), Worker(rank=1)
+    first.may_go_on.set()
+    client = Client(first, second)
+
+    async def go() -> None:
+        assert await decoded(client, TOKENS, GRID) == b"PNG"
+        while "drop_picture" not in client.calls:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+    second.may_go_on.set()
+    assert (kept(first), kept(second)) == (0, 0)
+
+
 def test_of_several_engines_the_one_that_answers_decodes() -> None:
     first, second = Worker(engine=2), Worker(engine=3)
     for one in (first, second):

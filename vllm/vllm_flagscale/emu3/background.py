@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 from uuid import uuid4
@@ -109,21 +110,28 @@ async def decoded(engine: Any, tokens: Sequence[int], grid: Sequence[int]) -> by
 
     name = uuid4().hex
     index = engine.vllm_config.parallel_config.data_parallel_index  # of the engine whose results arrive here
-    await engine.collective_rpc("begin_picture", args=(name, list(tokens), list(grid), index))
     pause = _FIRST_PAUSE
+    is_left = True
     try:
+        await engine.collective_rpc("begin_picture", args=(name, list(tokens), list(grid), index))
         while True:
             answers = await engine.collective_rpc("take_picture", args=(name,))
             if found := [one for one in answers if one is not None]:
                 break
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, _LONGEST_PAUSE)
-    except asyncio.CancelledError:  # the client has gone
-        task = asyncio.ensure_future(engine.collective_rpc("drop_picture", args=(name,)))
-        _dropping.add(task)  # asyncio itself keeps no reference to a task
-        task.add_done_callback(_dropping.discard)
-        raise
+        is_left = len(answers) > 1  # the other ranks may still decode
+    finally:  # the client may have gone, also while the worker was asked to begin
+        if is_left:
+            task = asyncio.ensure_future(_drop(engine, name))
+            _dropping.add(task)  # asyncio itself keeps no reference to a task
+            task.add_done_callback(_dropping.discard)
     kind, result = found[0]
     if kind == "error":
         raise GenerationError(f"the picture cannot be decoded: {result}")
     return bytes(result)
+
+
+async def _drop(engine: Any, name: str) -> None:
+    with suppress(Exception):  # the engine has failed, or the server is being stopped
+        await engine.collective_rpc("drop_picture", args=(name,))
