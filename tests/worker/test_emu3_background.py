@@ -20,9 +20,8 @@ TOKENS, GRID = [1, 2, 3], [1, 2]
 class Worker(BackgroundDecoder):
     """A worker whose decoder waits until it may go on."""
 
-    def __init__(self, engine: int = 0, rank: int = 0, tensor: int = 1) -> None:
-        degrees = SimpleNamespace(data_parallel_index=engine, tensor_parallel_size=tensor)
-        self.vllm_config = SimpleNamespace(parallel_config=degrees)
+    def __init__(self, engine: int = 0, rank: int = 0) -> None:
+        self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_index=engine))
         self.device, self.rank = "cpu", rank
         self.may_go_on = threading.Event()
         self.decoded: list[Any] = []
@@ -31,7 +30,6 @@ class Worker(BackgroundDecoder):
     def decode_picture(self, tokens: Any, sides: Any) -> bytes | None:
         self.may_go_on.wait(60)
         self.decoded.append((tokens, sides))
-        self.thread = threading.current_thread()
         if self.error:
             raise self.error
         return None if self.rank else b"PNG"
@@ -159,13 +157,3 @@ def test_of_several_engines_the_one_that_answers_decodes() -> None:
     # vLLM sends a call to all engines of the client, and returns what the first one answers.
     assert asyncio.run(decoded(Client(first, second, engine=2), TOKENS, GRID)) == b"PNG"
     assert (first.decoded, second.decoded) == ([(TOKENS, GRID)], [])
-
-
-def test_ranks_that_share_layers_decode_between_steps() -> None:
-    worker = Worker(tensor=2)
-    worker.may_go_on.set()
-    assert asyncio.run(decoded(Client(worker), TOKENS, GRID)) == b"PNG"
-    assert worker.thread is threading.current_thread()
-    worker.error = ValueError("no code")
-    with pytest.raises(Exception, match="cannot be decoded: ValueError: no code"):
-        asyncio.run(decoded(Client(worker), TOKENS, GRID))

@@ -34,15 +34,6 @@ class Thread:
     def begin(self, name: str, decode: Callable[[], bytes | None]) -> None:
         self._begun[name] = self._thread.submit(decode)
 
-    def do(self, name: str, decode: Callable[[], bytes | None]) -> None:
-        """Decode a picture at once, in the caller's thread."""
-        done: Future[bytes | None] = Future()
-        self._begun[name] = done
-        try:
-            done.set_result(decode())
-        except Exception as error:  # `take` returns it
-            done.set_exception(error)
-
     def take(self, name: str) -> list[Any] | None:
         """Return `["png", bytes]` or `["error", text]`, once; None before that, or if there is no picture."""
         future = self._begun.get(name)
@@ -71,17 +62,8 @@ class BackgroundDecoder(PictureDecoder):
         return Thread()
 
     def begin_picture(self, name: str, tokens: list[int], grid: list[int], engine: int) -> None:
-        """Begin to decode a picture; of several data parallel engines, in this one only.
-
-        With tensor parallelism it is decoded at once, and the steps wait: vLLM's transformers backend splits
-        layers of the decoder too, and ranks that meet for one must not be in the middle of a step.
-        """
-        parallel = self.vllm_config.parallel_config
-        if parallel.data_parallel_index != engine:
-            return
-        if parallel.tensor_parallel_size > 1:
-            self._picture_thread.do(name, lambda: self.decode_picture(tokens, grid))
-        else:
+        """Begin to decode a picture; of several data parallel engines, in this one only."""
+        if self.vllm_config.parallel_config.data_parallel_index == engine:
             self._picture_thread.begin(name, lambda: self._decode_beside(tokens, grid))
 
     def take_picture(self, name: str) -> list[Any] | None:
