@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -94,8 +94,7 @@ def _is_seed(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    # An integer of more than 308 digits, which JSON can hold, is no `float`: `isfinite` would fail on it.
-    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
 
 
 def _is_top_k(value: Any) -> bool:
