@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -139,7 +140,8 @@ def _model_problem(engine: Mapping[str, Any]) -> str:
     """Return why a model is no Emu3, as far as its folder shows it; "" for those that no engine can load."""
     folder = Path(str(engine["model"]))
     # A folder without a configuration is reported already, as for every model; so are BAAI's original ones.
-    return "" if original_model(engine) or not (folder / "config.json").is_file() else folder_problem(folder)
+    is_known = os.path.isfile(folder / "config.json")  # False also for names that no file system takes
+    return folder_problem(folder) if is_known and not original_model(engine) else ""
 
 
 def _canvas(engine: Mapping[str, Any]) -> Canvas:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def serves_emu3(values: Mapping[str, Any]) -> bool:
 def original_model(values: Mapping[str, Any]) -> str:
     """Return why the model is an original one of BAAI, and the way to one that works; "" if it is not."""
     model = str(values.get("model"))
-    if is_path(model) or Path(model).is_dir():
+    if is_path(model) or os.path.isdir(model):
         return original_problem(Path(model), _config(model))
     return name_problem(model)
 
@@ -41,7 +42,9 @@ def emu3_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def _config(source: str) -> Mapping[str, Any]:
+    if not os.path.isfile(Path(source) / "config.json"):  # also for names that no file system takes
+        return {}
     try:
         return read_config(Path(source))
     except ValueError:
-        return {}  # on a hub, or reported already
+        return {}  # reported already
