@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flagscale.checks.emu3 import AREA, FACTOR, image_area
 from flagscale.checks.emu3_vocabulary import vocabulary_of
 from flagscale.checks.model_folder import read_config
+from flagscale.errors import Violation
 
 PUBLISHED: Mapping[str, str] = {
     "BAAI/Emu3-Gen": "BAAI/Emu3-Gen-hf",
     "BAAI/Emu3-Chat": "BAAI/Emu3-Chat-hf",
 }
-"""Names on the hub: of BAAI's original models, and of the same in the form of transformers."""
+"""Names on the hub: of BAAI's original models, and of the same in the form of transformers.
+
+transformers names both converted ones: `BAAI/Emu3-Chat-hf` in modeling_emu3.py (5.19), `BAAI/Emu3-Gen-hf` in
+its tests.
+"""
 TOWER = "BAAI/Emu3-VisionTokenizer"
 _CONVERT = "convert it with tools/emu3/convert.py, with the folder of Emu3-VisionTokenizer as --tower"
 _CODES, _LEVELS, _POSITIONS = 32768, (1, 2, 2, 4), 9216
 """What transformers 5 takes if `config.json` does not name them (configuration_emu3.py)."""
+_ORIGINAL = ("Emu3", "Emu3VisionVQ")
+"""The `model_type` of BAAI's original folders."""
+_UNDIVIDED: Mapping[str, str] = {
+    # vLLM 0.32 on CPU: `1 is not divisible by 2`, and the second stage fails.
+    "tensor_parallel_size": "the part for pictures has one attention head, which vLLM cannot divide",
+    "pipeline_parallel_size": "vLLM cannot divide the model into stages",
+}
+"""Argument of the engine that must be 1 -> the reason."""
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 
@@ -35,6 +48,18 @@ def name_problem(name: str) -> str:
     if name == TOWER:
         return f"{name} is only the part that reads pictures; name {PUBLISHED['BAAI/Emu3-Gen']}"
     return ""
+
+
+def division_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield the parallel degrees, among the arguments of an engine, that Emu3 cannot have."""
+    for name, why in _UNDIVIDED.items():
+        if (degree := values.get(name) or 1) != 1:
+            yield name, f"`{name}` {degree} is not supported with Emu3: {why}; use 1"
+
+
+def original_problem(folder: Path, config: Mapping[str, Any]) -> str:
+    """Return why a folder with this `config.json` is an original one of BAAI, and what to do; "" if not."""
+    return f"{folder}: {_other(config)}" if config.get("model_type") in _ORIGINAL else ""
 
 
 def folder_problem(folder: Path) -> str:

@@ -14,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 _PATIENCE = 5.0
 _GAUGES = {"vllm:num_requests_running": "running", "vllm:num_requests_waiting": "waiting"}
+_DECODING = "flagscale:pictures_decoding"
+"""Requests of a server of ours for pictures that the engine has drawn, and that are being decoded."""
 _COUNTERS = {"vllm:generation_tokens_total": "generated", "vllm:prompt_tokens_total": "prompted"}
 
 
@@ -42,17 +44,17 @@ def load(url: str) -> Load | None:
 
 def parse_load(text: str, now: float) -> Load | None:
     """Sum up the metrics of all engines behind one server; None if its requests are not among them."""
-    names = (*_GAUGES, *_COUNTERS)
-    wanted = "\n".join(line for line in text.splitlines() if line.startswith(names)) + "\n"
+    meanings = {**_GAUGES, **_COUNTERS, _DECODING: _DECODING}
+    wanted = "\n".join(line for line in text.splitlines() if line.startswith(tuple(meanings))) + "\n"
     sums: dict[str, float] = {}
     for family in text_string_to_metric_families(wanted):
         for sample in family.samples:
-            meaning = _GAUGES.get(sample.name) or _COUNTERS.get(sample.name)
+            meaning = meanings.get(sample.name)
             if meaning:
                 sums[meaning] = sums.get(meaning, 0.0) + sample.value
     if not sums.keys() >= set(_GAUGES.values()):  # vLLM does not report them with `disable_log_stats`
         return None
-    running, waiting = int(sums["running"]), int(sums["waiting"])
+    running, waiting = int(sums["running"] + sums.get(_DECODING, 0.0)), int(sums["waiting"])
     return Load(running, waiting, sums.get("generated", 0.0), sums.get("prompted", 0.0), now)
 
 

@@ -77,7 +77,7 @@ def test_greedy_pictures_are_those_of_transformers(model: Path, tmp_path: Path) 
     from flagscale_testing.emu3_reference import Reference
     from vllm_flagscale.emu3.prompts import SUFFIX
 
-    greedy = ("inference.generate.sampling={temperature:0}", 'inference.generate.ratios=["1:1","16:9"]')
+    greedy = ("inference.generate.sampling={temperature:0,n:1}", 'inference.generate.ratios=["1:1","16:9"]')
     records = run("config_gen", model, tmp_path, *greedy)
     reference = Reference(model)
     for record, ratio in zip(records, ("1:1", "16:9"), strict=True):

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from flagscale.checks import emu3_vocabulary as names
-from flagscale.node import processes
+from flagscale.node import health, processes
 from flagscale.run.env import import_path
 from flagscale.run.rundir import RunDir
 from flagscale_testing.emu3 import make_emu3
@@ -81,6 +81,16 @@ class Server:
         command = [sys.executable, str(ROOT / "tools/ask.py"), *words, "--url", f"{self.url}/v1"]
         env = {**os.environ, "VLLM_API_KEY": KEY}
         return subprocess.run(command, env=env, capture_output=True, text=True)
+
+    def load(self) -> health.Load:
+        """Return the server's load, with the pictures that are being decoded, which it has to report."""
+        import httpx
+
+        text = httpx.get(f"{self.url}/metrics", timeout=60).text
+        assert "\nflagscale:pictures_decoding " in text
+        found = health.parse_load(text, 0.0)
+        assert found
+        return found
 
     def requests(self) -> float:
         """Return how many requests the engine has, running or waiting."""
@@ -193,6 +203,7 @@ def test_nothing_runs_on_for_clients_that_have_gone(server: Server, clients: int
     asyncio.run(leave(server.url, clients))
     wait_until(lambda: server.requests() == 0, 60)
     assert server.draw(size="32x24", seed=1) == before
+    wait_until(lambda: server.load().running == 0, 60)
 
 
 async def leave(url: str, clients: int) -> None:

@@ -25,6 +25,12 @@ def test_the_load_is_the_sum_over_all_engines() -> None:
     assert parse_load(METRICS, 5.0) == Load(running=3, waiting=4, generated=120.5, prompted=7.0, time=5.0)
 
 
+def test_requests_whose_pictures_are_decoded_are_running() -> None:
+    """The engine has finished them; a stop would cut them after a few seconds."""
+    found = parse_load(f"{METRICS}flagscale:pictures_decoding 2.0\n", 5.0)
+    assert found == Load(running=5, waiting=4, generated=120.5, prompted=7.0, time=5.0)
+
+
 def test_a_server_that_does_not_report_its_requests_is_not_taken_for_idle() -> None:
     """vLLM does not with `disable_log_stats`; a stop would cut its requests after a few seconds."""
     assert parse_load("process_open_fds 33.0\nvllm:generation_tokens_total{} 1.0\n", 5.0) is None

@@ -126,9 +126,42 @@ def test_all_mistakes_at_once(tmp_path: Path, write_model: Callable[..., Path]) 
 @pytest.mark.parametrize("name", ["BAAI/Emu3-Gen", "BAAI/Emu3-Chat", "BAAI/Emu3-VisionTokenizer"])
 def test_original_models_are_refused_with_the_way(tmp_path: Path, name: str) -> None:
     text = refusal(tmp_path, "inference", inference(name, ratios="1:1"))
-    assert f"inference.llm.model: {name}" in text
+    assert text.count(f"inference.llm.model: {name}") == 1
     assert "-hf" in text
+    assert f"serve.model: {name}" in refusal(tmp_path, "serve", {"model": name})
     assert job_of(tmp_path, "inference", inference("BAAI/Emu3-Gen-hf", ratios="1:1"))
+    assert job_of(tmp_path, "serve", {"model": "BAAI/Emu3-Gen-hf"})
+
+
+def test_original_folders_are_refused_with_the_way(tmp_path: Path, write_model: Callable[..., Path]) -> None:
+    auto_map = {"AutoConfig": "configuration_emu3.Emu3Config"}
+    folder = str(write_model(tmp_path / "original", model_type="Emu3", auto_map=auto_map))
+    way = "convert it with tools/emu3/convert.py"
+    drawing, text = (
+        inference(folder, ratios="1:1"),
+        {"llm": {"model": folder}, "generate": {"prompts": ["a"]}},
+    )
+    for kind, task in (("inference", drawing), ("inference", text), ("serve", {"model": folder})):
+        assert refusal(tmp_path, kind, task).count(way) == 1
+
+
+@pytest.mark.parametrize("is_published", [True, False])
+@pytest.mark.parametrize("degree", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_emu3_is_not_divided(tmp_path: Path, model: str, degree: str, is_published: bool) -> None:
+    name = "BAAI/Emu3-Gen-hf" if is_published else model
+    batch = inference(name, sizes="64x48")
+    batch["llm"][degree] = 2
+    for kind, task in (("inference", batch), ("serve", {"model": name, degree: 2})):
+        text = refusal(tmp_path, kind, task, gpus(2))
+        assert f"{degree}: `{degree}` 2 is not supported with Emu3" in text
+
+
+def test_a_server_of_emu3_obeys_the_rules_of_guidance_without_the_key(tmp_path: Path, model: str) -> None:
+    wrong = {"scheduler_cls": "a.b.C"}
+    asks = {"llm": {"model": model, **wrong}, "generate": {"prompts": ["a"]}}
+    for kind, task in (("serve", {"model": model, **wrong}), ("inference", asks)):
+        assert "`scheduler_cls` cannot be combined with guidance" in refusal(tmp_path, kind, task)
+    assert "--guidance" not in job_of(tmp_path, "serve", {"model": model}).services[0][0].argv
 
 
 def test_lines_of_a_file(tmp_path: Path, model: str) -> None:

@@ -44,7 +44,7 @@ def test_another_model_is_refused_at_the_start(answers: Any) -> None:
 def test_requests_that_cannot_become_a_picture_are_refused(answers: Any) -> None:
     right, ordinary, short, *wrong_grids, stop, two = answers["refused"]
     assert right == ordinary == ""
-    assert short == "`max_tokens` must be 6 for a picture of 16x8 pixels, not 5"
+    assert short.startswith("`max_tokens` must be 6 for a picture of 16x8 pixels, not 5; picture and prompt")
     for wrong in wrong_grids:
         assert wrong.startswith("`image_grid` takes the height and the width of a picture in codes, not ")
     assert stop == "`stop` cannot be combined with a picture"

@@ -20,9 +20,8 @@ TOKENS, GRID = [1, 2, 3], [1, 2]
 class Worker(BackgroundDecoder):
     """A worker whose decoder waits until it may go on."""
 
-    def __init__(self, engine: int = 0, rank: int = 0, tensor: int = 1) -> None:
-        degrees = SimpleNamespace(data_parallel_index=engine, tensor_parallel_size=tensor)
-        self.vllm_config = SimpleNamespace(parallel_config=degrees)
+    def __init__(self, engine: int = 0, rank: int = 0) -> None:
+        self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_index=engine))
         self.device, self.rank = "cpu", rank
         self.may_go_on = threading.Event()
         self.decoded: list[Any] = []
@@ -31,7 +30,6 @@ class Worker(BackgroundDecoder):
     def decode_picture(self, tokens: Any, sides: Any) -> bytes | None:
         self.may_go_on.wait(60)
         self.decoded.append((tokens, sides))
-        self.thread = threading.current_thread()
         if self.error:
             raise self.error
         return None if self.rank else b"PNG"
@@ -105,6 +103,53 @@ def test_nothing_is_kept_for_a_client_that_has_gone() -> None:
     assert worker.decoded == [(TOKENS, GRID)] * 2
 
 
+class SlowClient(Client):
+    """An engine client whose calls reach the workers whatever becomes of the one who waits for them."""
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
+        call = super().collective_rpc(method, args)
+        sent = asyncio.create_task(asyncio.wait_for(call, None))
+        await asyncio.sleep(0.01)
+        return await asyncio.shield(sent)
+
+
+def kept(worker: Worker) -> int:
+    return len(worker._picture_thread._begun)
+
+
+def test_nothing_is_kept_for_a_client_that_goes_while_the_worker_is_asked_to_begin() -> None:
+    worker = Worker()
+    worker.may_go_on.set()
+    client = SlowClient(worker)
+
+    async def go() -> None:
+        asked = asyncio.create_task(decoded(client, TOKENS, GRID))
+        while "begin_picture" not in client.calls:
+            await asyncio.sleep(0)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        while "drop_picture" not in client.calls:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+    assert kept(worker) == 0
+
+
+def test_nothing_is_kept_by_a_rank_that_is_slower_than_the_one_that_answers() -> None:
+    first, second = Worker(), Worker(rank=1)
+    first.may_go_on.set()
+    client = Client(first, second)
+
+    async def go() -> None:
+        assert await decoded(client, TOKENS, GRID) == b"PNG"
+        while "drop_picture" not in client.calls:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+    second.may_go_on.set()
+    assert (kept(first), kept(second)) == (0, 0)
+
+
 def test_of_several_engines_the_one_that_answers_decodes() -> None:
     first, second = Worker(engine=2), Worker(engine=3)
     for one in (first, second):
@@ -112,13 +157,3 @@ def test_of_several_engines_the_one_that_answers_decodes() -> None:
     # vLLM sends a call to all engines of the client, and returns what the first one answers.
     assert asyncio.run(decoded(Client(first, second, engine=2), TOKENS, GRID)) == b"PNG"
     assert (first.decoded, second.decoded) == ([(TOKENS, GRID)], [])
-
-
-def test_ranks_that_share_layers_decode_between_steps() -> None:
-    worker = Worker(tensor=2)
-    worker.may_go_on.set()
-    assert asyncio.run(decoded(Client(worker), TOKENS, GRID)) == b"PNG"
-    assert worker.thread is threading.current_thread()
-    worker.error = ValueError("no code")
-    with pytest.raises(Exception, match="cannot be decoded: ValueError: no code"):
-        asyncio.run(decoded(Client(worker), TOKENS, GRID))

@@ -64,3 +64,15 @@ def test_another_worker_extension_is_refused(tmp_path: Path, capsys: pytest.Capt
         wire(given(folder(tmp_path / "a", "emu3"), worker_extension_cls="own.Extension"))
     assert ended.value.code == 2
     assert "--worker-extension-cls own.Extension cannot be combined with Emu3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("degree", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_a_divided_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], degree: str) -> None:
+    for kind, is_refused in (("emu3", True), ("llama", False)):
+        arguments = given(folder(tmp_path / kind, kind), **{degree: 2})
+        if is_refused:
+            with pytest.raises(SystemExit, match="2"):
+                wire(arguments)
+            assert f"`{degree}` 2 is not supported with Emu3" in capsys.readouterr().out
+        else:
+            wire(arguments)

@@ -28,6 +28,7 @@ from flagscale.engines.vllm.arguments import (
 )
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.emu3 import take_pictures, words_of
+from flagscale.engines.vllm.emu3_model import serves_emu3
 from flagscale.engines.vllm.generate import Generate, read_generate
 from flagscale.engines.vllm.generation import generation_values
 from flagscale.engines.vllm.guidance import broken_by_guidance
@@ -92,7 +93,8 @@ def read(group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: li
         path = f"{group}.generate"
         pictures, rest = take_pictures(path, raw["generate"], arguments, source_map, problems, notices)
         generate = read_generate(path, rest, source_map, problems)
-    if arguments and generate and generate.guided:
+    # With Emu3, every engine guides, whether or not the batch does.
+    if arguments and generate and (generate.guided or serves_emu3(arguments.values)):
         problems += [
             Problem(what, source_map.where(arguments.paths[dest]))
             for dest, what in broken_by_guidance(arguments, generate.guided)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks import emu3
-from flagscale.checks.emu3_folder import area_of, folder_problem, name_problem, positions_of
+from flagscale.checks.emu3_folder import area_of, folder_problem, positions_of
 from flagscale.checks.guidance import KEYS as GUIDANCE
 from flagscale.checks.guidance import NEGATIVE, SCALE, value_violations
-from flagscale.checks.model_folder import is_path, read_config
+from flagscale.checks.model_folder import read_config
 from flagscale.checks.picture_prompts import (
     IMAGE,
     KEYS,
@@ -29,6 +29,7 @@ from flagscale.checks.picture_prompts import (
 from flagscale.config.engine_args import EngineArguments
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.engines.vllm.emu3_model import original_model
 from flagscale.engines.vllm.generate import prompts_of
 from flagscale.errors import Problem, nearest, short
 from flagscale.files import user_path
@@ -71,7 +72,7 @@ def take_pictures(
             needed = next(name for name in MODES if key in KEYS[name])
             report(key, f"`{key}` needs `mode: {needed}`, which is for Emu3")
         return None, {key: value for key, value in raw.items() if key not in _OWN}
-    if engine and "model" in engine.paths and (what := _model_problem(str(engine.values["model"]))):
+    if engine and "model" in engine.paths and (what := _model_problem(engine.values)):
         problems.append(Problem(what, source_map.where(engine.paths["model"])))
     of_lines = {one: several for several, one in LISTS.items() if one in given}
     for one, several in of_lines.items():
@@ -141,12 +142,12 @@ def _check(batch: PictureBatch, given: Mapping[str, Any], canvas: Canvas, report
         report("prompts_file" if path else "prompts", what, "")
 
 
-def _model_problem(model: str) -> str:
-    """Return why a model is no Emu3 that can be used, as far as its folder or name shows it."""
-    if not (is_path(model) or os.path.isdir(model)):  # also for names that no file system takes
-        return name_problem(model)
-    # A folder without a configuration is reported already, as for every model.
-    return folder_problem(Path(model)) if os.path.isfile(Path(model) / "config.json") else ""
+def _model_problem(engine: Mapping[str, Any]) -> str:
+    """Return why a model is no Emu3, as far as its folder shows it; "" for those that no engine can load."""
+    folder = Path(str(engine["model"]))
+    # A folder without a configuration is reported already, as for every model; so are BAAI's original ones.
+    is_known = os.path.isfile(folder / "config.json")  # False also for names that no file system takes
+    return folder_problem(folder) if is_known and not original_model(engine) else ""
 
 
 def _canvas(engine: Mapping[str, Any]) -> Canvas:

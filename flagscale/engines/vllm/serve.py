@@ -15,6 +15,7 @@ from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm import endpoint
 from flagscale.engines.vllm.arguments import DEGREES, broken_rules, devices_of, remarks
 from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.engines.vllm.emu3_model import serves_emu3
 from flagscale.engines.vllm.guidance import broken_by_guidance
 from flagscale.engines.vllm.lengths import may_exceed
 from flagscale.engines.vllm.models import Instance, Model, read_models, served_name, services_of
@@ -105,7 +106,8 @@ def job(
 def combined_violations(model: Model) -> Iterator[Violation]:
     """Yield the arguments, by dest, that cannot be combined with FlagScale's own keys of the model."""
     yield from endpoint.violations(model)
-    if model.guidance:
+    # With Emu3, the server itself turns guidance on.
+    if model.guidance or serves_emu3(model.arguments.values):
         yield from broken_by_guidance(model.arguments)
 
 

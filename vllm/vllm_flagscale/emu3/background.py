@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 from uuid import uuid4
@@ -32,15 +33,6 @@ class Thread:
 
     def begin(self, name: str, decode: Callable[[], bytes | None]) -> None:
         self._begun[name] = self._thread.submit(decode)
-
-    def do(self, name: str, decode: Callable[[], bytes | None]) -> None:
-        """Decode a picture at once, in the caller's thread."""
-        done: Future[bytes | None] = Future()
-        self._begun[name] = done
-        try:
-            done.set_result(decode())
-        except Exception as error:  # `take` returns it
-            done.set_exception(error)
 
     def take(self, name: str) -> list[Any] | None:
         """Return `["png", bytes]` or `["error", text]`, once; None before that, or if there is no picture."""
@@ -70,17 +62,8 @@ class BackgroundDecoder(PictureDecoder):
         return Thread()
 
     def begin_picture(self, name: str, tokens: list[int], grid: list[int], engine: int) -> None:
-        """Begin to decode a picture; of several data parallel engines, in this one only.
-
-        With tensor parallelism it is decoded at once, and the steps wait: vLLM's transformers backend splits
-        layers of the decoder too, and ranks that meet for one must not be in the middle of a step.
-        """
-        parallel = self.vllm_config.parallel_config
-        if parallel.data_parallel_index != engine:
-            return
-        if parallel.tensor_parallel_size > 1:
-            self._picture_thread.do(name, lambda: self.decode_picture(tokens, grid))
-        else:
+        """Begin to decode a picture; of several data parallel engines, in this one only."""
+        if self.vllm_config.parallel_config.data_parallel_index == engine:
             self._picture_thread.begin(name, lambda: self._decode_beside(tokens, grid))
 
     def take_picture(self, name: str) -> list[Any] | None:
@@ -109,21 +92,28 @@ async def decoded(engine: Any, tokens: Sequence[int], grid: Sequence[int]) -> by
 
     name = uuid4().hex
     index = engine.vllm_config.parallel_config.data_parallel_index  # of the engine whose results arrive here
-    await engine.collective_rpc("begin_picture", args=(name, list(tokens), list(grid), index))
     pause = _FIRST_PAUSE
+    is_left = True
     try:
+        await engine.collective_rpc("begin_picture", args=(name, list(tokens), list(grid), index))
         while True:
             answers = await engine.collective_rpc("take_picture", args=(name,))
             if found := [one for one in answers if one is not None]:
                 break
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, _LONGEST_PAUSE)
-    except asyncio.CancelledError:  # the client has gone
-        task = asyncio.ensure_future(engine.collective_rpc("drop_picture", args=(name,)))
-        _dropping.add(task)  # asyncio itself keeps no reference to a task
-        task.add_done_callback(_dropping.discard)
-        raise
+        is_left = len(answers) > 1  # the other ranks may still decode
+    finally:  # the client may have gone, also while the worker was asked to begin
+        if is_left:
+            task = asyncio.ensure_future(_drop(engine, name))
+            _dropping.add(task)  # asyncio itself keeps no reference to a task
+            task.add_done_callback(_dropping.discard)
     kind, result = found[0]
     if kind == "error":
         raise GenerationError(f"the picture cannot be decoded: {result}")
     return bytes(result)
+
+
+async def _drop(engine: Any, name: str) -> None:
+    with suppress(Exception):  # the engine has failed, or the server is being stopped
+        await engine.collective_rpc("drop_picture", args=(name,))

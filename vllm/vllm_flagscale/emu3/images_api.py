@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 from fastapi import Body, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
+from prometheus_client import Gauge
 from pydantic import BaseModel, ConfigDict
 from vllm.entrypoints.generate.base.protocol import RequestResponseMetadata
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
@@ -46,6 +47,12 @@ _KINDS = {
     HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailableError",
 }
 """What vLLM calls errors of these kinds."""
+_DECODING = Gauge(
+    "flagscale:pictures_decoding",
+    "Requests for pictures that are drawn and being decoded.",
+    multiprocess_mode="livesum",  # of all API server processes
+)
+"""The engine counts these requests as finished; the launcher must not take the server for idle."""
 _log = init_logger("vllm.flagscale.emu3")
 
 
@@ -163,9 +170,10 @@ class Images(GenerateBaseServing):
         for one in result.outputs:
             self._raise_if_error(one.finish_reason, request_id)
         sides = [wanted.grid.height, wanted.grid.width]
-        pictures = await asyncio.gather(
-            *(decoded(self.engine_client, one.token_ids, sides) for one in result.outputs)
-        )
+        with _DECODING.track_inprogress():
+            pictures = await asyncio.gather(
+                *(decoded(self.engine_client, one.token_ids, sides) for one in result.outputs)
+            )
         return {
             "created": int(time.time()),
             "data": [

@@ -72,6 +72,10 @@ class GridProcessor(CountedRows[Grid]):
         return logits
 
 
+def _is_lower(params: Any, grid: Grid) -> bool:
+    return params.max_tokens is not None and params.max_tokens < grid.tokens
+
+
 def violations(params: Any) -> Iterator[str]:
     """Yield why a request for a picture is refused."""
     if (sides := (params.extra_args or {}).get(GRID)) is None:
@@ -86,7 +90,9 @@ def violations(params: Any) -> Iterator[str]:
     grid = Grid(*sides)
     if params.max_tokens != grid.tokens:
         what = f"`max_tokens` must be {grid.tokens} for a picture of {grid.size} pixels"
-        yield f"{what}, not {params.max_tokens}"
+        # Lowered by vLLM's server to what a prompt leaves of `max_model_len`, if it is less than that.
+        remedy = "; picture and prompt must fit into `max_model_len`" if _is_lower(params, grid) else ""
+        yield f"{what}, not {params.max_tokens}{remedy}"
     for name in _REFUSED:
         if getattr(params, name):
             yield f"`{name}` cannot be combined with a picture"

@@ -21,10 +21,14 @@ def wire(arguments: argparse.Namespace) -> None:
     The grid's processor comes before that of guidance, which draws among the tokens that the grid allows.
 
     Raises:
-        SystemExit: with code 2, if another worker extension is named: vLLM takes one.
+        SystemExit: with code 2, if another worker extension is named (vLLM takes one), or if the model would
+            be divided.
     """
     if not is_emu3(arguments):
         return
+    if wrong := [what for _, what in emu3_folder.division_violations(vars(arguments))]:
+        print(f"{MISTAKE}{'; '.join(wrong)}", flush=True)
+        raise SystemExit(2)
     arguments.guidance = True
     guidance.wire(arguments)
     others = [one for one in arguments.logits_processors if one != GRID_PROCESSOR]
