@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,13 +47,18 @@ def guidance_violations(given: Mapping[str, Any]) -> Iterator[Violation]:
 def value_violations(given: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield which of the two keys has a wrong value, whether or not the other one is given."""
     scale, negative = given.get(SCALE), given.get(NEGATIVE)
-    if scale is not None and (type(scale) not in (int, float) or not math.isfinite(scale) or scale < 0):
-        yield SCALE, f"`{SCALE}` takes a number of at least 0, not {scale!r}"
+    if scale is not None and not is_scale(scale):
+        yield SCALE, f"`{SCALE}` takes a number of at least 0, not {repr(scale)[:60]}"
     if negative is not None and not _is_prompt(negative):
         yield (
             NEGATIVE,
             f"`{NEGATIVE}` takes a text or a list of token ids that is not empty, not {negative!r}",
         )
+
+
+def is_scale(value: object) -> bool:
+    """Return whether a value is a scale of guidance: a number that a float can hold, and at least 0."""
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max  # type: ignore[operator]
 
 
 def _is_prompt(value: object) -> bool:

@@ -98,8 +98,14 @@ def batch_violations(batch: PictureBatch, prompts: int | None) -> Iterator[Viola
             what = f"`{name}` holds {count} values; give one for all, or `{of_line}` in each line of the file"
             yield name, what
         elif count > 1 and count != prompts:
-            what = f"`{name}` holds {count} values for {prompts} prompts; give one each, or one for all"
+            number = f"{prompts} prompt{'' if prompts == 1 else 's'}"
+            what = f"`{name}` holds {count} values for {number}; give one each, or one for all"
             yield name, what
+    yield from item_violations(batch)
+
+
+def item_violations(batch: PictureBatch) -> Iterator[Violation]:
+    """Yield which items of the lists are wrong, whatever the prompts are."""
     for name in ("ratios", "sizes"):
         for number, shape in enumerate(getattr(batch, name)):
             if what := _shape_problem(LISTS[name], shape):
@@ -137,6 +143,9 @@ def _line_violations(batch: PictureBatch, prompt: Prompt) -> Iterator[str]:
     if not prompt.text:
         yield f"`mode: {batch.mode}` needs `prompt`, a text"
     line = _given(prompt)
+    for name in KEYS[batch.mode]:
+        if name in line:
+            yield f"`{name}` is a key of the YAML; a line takes `{LISTS[name]}`"
     if batch.mode == UNDERSTAND:
         if prompt.guidance:
             yield f"`{SCALE}` is not supported in questions about pictures"

@@ -65,6 +65,7 @@ def test_fields_that_ask_for_what_happens_anyway_are_accepted() -> None:
         ("guidance_scale", -0.1, "`guidance_scale` takes a number of at least 0, not -0.1"),
         ("guidance_scale", float("nan"), "`guidance_scale` takes a number of at least 0, not nan"),
         ("guidance_scale", float("inf"), "`guidance_scale` takes a number of at least 0, not inf"),
+        ("guidance_scale", 10**400, "`guidance_scale` takes a number of at least 0, not 1000"),
         ("guidance_scale", "3", "`guidance_scale` takes a number of at least 0, not '3'"),
         ("negative_prompt", "", "`negative_prompt` takes a text that is not empty"),
         ("temperature", -1, "`temperature` takes a number of at least 0, not -1"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from flagscale.checks.guidance import is_scale
 
 SCALE = "guidance_scale"
 NEGATIVE = "negative_prompt_token_ids"
@@ -53,8 +54,8 @@ def violations(params: Any, vocabulary: int | None = None, max_model_len: int | 
         if negative is not None:
             yield f"`{NEGATIVE}` needs `{SCALE}`"
         return
-    if type(scale) not in (int, float) or not math.isfinite(scale) or scale < 0:
-        yield f"`{SCALE}` takes a number of at least 0, not {scale!r}"
+    if not is_scale(scale):
+        yield f"`{SCALE}` takes a number of at least 0, not {repr(scale)[:60]}"
     yield from _negative_violations(negative, vocabulary, max_model_len)
     if is_guided(params):
         yield from _combination_violations(params)
