@@ -19,7 +19,7 @@ LISTS: Mapping[str, str] = {"ratios": "ratio", "sizes": "size", "images": "image
 """Keys of `generate` that hold one value per prompt, or one for all, and the key of a line instead."""
 KEYS: Mapping[str, tuple[str, ...]] = {IMAGE: ("ratios", "sizes"), UNDERSTAND: ("images",)}
 """The keys of `generate` that only one mode reads."""
-_SHAPES: Mapping[str, str] = {"ratio": '"16:9"', "size": '"1280x720"'}
+_SHAPES: Mapping[str, str] = {"ratio": '"16:9"', "size": '"960x544"'}
 """The keys of a line that say how large a picture is, with an example."""
 _MARKS = 6
 """The fewest tokens beside the words of a prompt: begin, start of the picture, its size (3), end of that."""
@@ -89,7 +89,7 @@ def batch_violations(batch: PictureBatch, prompts: int | None) -> Iterator[Viola
     if batch.ratios and batch.sizes:
         yield "sizes", "give either `ratios` or `sizes`"
     if not is_file and batch.mode == IMAGE and not (batch.ratios or batch.sizes):
-        yield "", f'`mode: {IMAGE}` needs `ratios` (such as "16:9") or `sizes` (pixels, such as 1280x720)'
+        yield "", f'`mode: {IMAGE}` needs `ratios` (such as "16:9") or `sizes` (pixels, such as 960x544)'
     if not is_file and batch.mode == UNDERSTAND and not batch.images:
         yield "", f"`mode: {UNDERSTAND}` needs `images`: a file per prompt, or one for all"
     for name, of_line in LISTS.items():
