@@ -20,6 +20,7 @@ STAGE1 = "BAAI/Emu3-Stage1"
 """An original model that is not published in the form of transformers."""
 TOWER = "BAAI/Emu3-VisionTokenizer"
 _CONVERT = "convert it with tools/emu3/convert.py, with the folder of Emu3-VisionTokenizer as --tower"
+_TOWER_KIND, _ORIGINAL_KIND = _ORIGINALS = ("Emu3VisionVQ", "Emu3")
 _CODES, _LEVELS, _POSITIONS = 32768, (1, 2, 2, 4), 9216
 """What transformers 5 takes if `config.json` does not name them (configuration_emu3.py)."""
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
@@ -39,6 +40,21 @@ def name_problem(name: str) -> str:
     if name == TOWER:
         return f"{name} is only the part that reads pictures; name {PUBLISHED['BAAI/Emu3-Gen']}"
     return ""
+
+
+def kind_of(model: str) -> str:
+    """Return the `model_type` of a model folder on this host; "" if there is none that can be read."""
+    try:
+        return str(read_config(Path(model)).get("model_type", ""))
+    except ValueError:
+        return ""
+
+
+def original_problem(model: str) -> str:
+    """Return why a folder, or a name on the hub, is one of BAAI's, and what to do; "" if it is not."""
+    if (kind := kind_of(model)) in _ORIGINALS:
+        return f"{model}: {_other({'model_type': kind})}"
+    return name_problem(model)
 
 
 def folder_problem(folder: Path) -> str:
@@ -109,10 +125,10 @@ def _count(group: Mapping[str, Any], name: str, default: int) -> int:
 
 def _other(config: Mapping[str, Any]) -> str:
     kind = config.get("model_type")
-    if kind == "Emu3VisionVQ":
+    if kind == _TOWER_KIND:
         what = "this is Emu3-VisionTokenizer, only the part that reads pictures"
         return f"{what}; convert it together with Emu3-Gen or Emu3-Chat by tools/emu3/convert.py"
-    if kind == "Emu3":
+    if kind == _ORIGINAL_KIND:
         return f"this is BAAI's original form, which runs code of its own and is not supported; {_CONVERT}"
     if kind == "emu3_text_model":
         return f"this is Emu3's language model alone, without the part for pictures; {_CONVERT}"

@@ -198,3 +198,21 @@ def test_lines_of_a_file(tmp_path: Path, model: str) -> None:
     assert f"{file}:1: " not in text
     assert "b.png: no such file" in text
     assert f"{file}:3: needs `image`" in text
+
+
+def test_a_server_of_emu3_guides_whatever_its_keys_say(tmp_path: Path, model: str) -> None:
+    assert "with guidance" in job_of(tmp_path, "serve", {"model": model}).layout
+    text = refusal(tmp_path, "serve", {"model": model, "guidance": False})
+    assert "serve.guidance: Emu3 always draws with guidance" in text
+    text = refusal(tmp_path, "serve", {"model": model, "max_num_seqs": 1})
+    assert "a guided request takes two places" in text
+
+
+@pytest.mark.parametrize("name", ["BAAI/Emu3-Gen", "Emu3", "Emu3VisionVQ"])
+def test_a_server_refuses_original_models_with_the_way(
+    tmp_path: Path, write_model: Callable[..., Path], name: str
+) -> None:
+    given = name if "/" in name else str(write_model(tmp_path / "original", model_type=name))
+    text = refusal(tmp_path, "serve", {"model": given})
+    assert f"serve.model: {given}" in text
+    assert "tools/emu3/convert.py" in text

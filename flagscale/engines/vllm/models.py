@@ -9,6 +9,7 @@ from math import ceil
 from typing import Any
 
 from flagscale import platforms
+from flagscale.checks import emu3_folder
 from flagscale.config.catalog import Catalog
 from flagscale.config.engine_args import EngineArguments, FlatKey, render
 from flagscale.config.source_map import SourceMap
@@ -124,7 +125,17 @@ def _model(
     kept += [FlatKey(key, value, f"{path}.{key}") for key, value in defaults.items() if key not in given]
     arguments = render(kept, catalog, source_map, problems, own=_OWN)
     has_endpoint = switches["endpoint"] and instances > 1
-    return Model(name, path, arguments, instances, has_endpoint, switches["guidance"])
+    guides = switches["guidance"]
+    if "model" in arguments.paths:
+        served = str(arguments.values["model"])
+        if what := emu3_folder.original_problem(served):
+            problems.append(Problem(what, source_map.where(arguments.paths["model"])))
+        if emu3_folder.is_emu3({"model_type": emu3_folder.kind_of(served)}):
+            guides = True
+            for flat_key in (one for one in flat_keys if one.name == "guidance" and one.value is False):
+                what = "Emu3 always draws with guidance; a request is drawn without it at `guidance_scale: 1`"
+                problems.append(Problem(what, source_map.where(flat_key.path), "remove the key"))
+    return Model(name, path, arguments, instances, has_endpoint, guides)
 
 
 @dataclass(frozen=True)
