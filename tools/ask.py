@@ -55,9 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--draw", type=Path, metavar="FILE", help="draw the prompt into this PNG file; the model must be Emu3"
     )
-    parser.add_argument(
-        "--size", help="of the picture to draw: 1280x720, or a ratio like 16:9 (default: 1:1)"
-    )
+    parser.add_argument("--size", help="of the picture to draw: 960x544, or a ratio like 16:9 (default: 1:1)")
     parser.add_argument(
         "--guidance-scale",
         type=float,

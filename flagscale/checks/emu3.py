@@ -47,7 +47,7 @@ class Grid:
 
 
 def grid_of(asked: str, area: int = AREA) -> Grid:
-    """Return the grid of a ratio (`16:9`, of `area` pixels) or of a size in pixels (`1280x720`).
+    """Return the grid of a ratio (`16:9`, of `area` pixels) or of a size in pixels (`960x544`).
 
     Both name the width first. A ratio is rounded as `Emu3Processor.calculate_generate_size` of transformers
     and the processor of v0.6.0 do.
@@ -59,7 +59,7 @@ def grid_of(asked: str, area: int = AREA) -> Grid:
         return _of_ratio(asked, int(ratio[1]), int(ratio[2]), area)
     if size := _SIZE.fullmatch(asked):
         return _of_size(asked, int(size[1]), int(size[2]))
-    raise ValueError(f"`{asked}` is neither a ratio like `16:9` nor a size in pixels like `1280x720`")
+    raise ValueError(f"`{asked}` is neither a ratio like `16:9` nor a size in pixels like `960x544`")
 
 
 def _of_ratio(asked: str, width: int, height: int, area: int) -> Grid:

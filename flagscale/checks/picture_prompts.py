@@ -20,7 +20,7 @@ LISTS: Mapping[str, str] = {"ratios": "ratio", "sizes": "size", "images": "image
 """Keys of `generate` that hold one value per prompt, or one for all, and the key of a line instead."""
 KEYS: Mapping[str, tuple[str, ...]] = {IMAGE: ("ratios", "sizes"), UNDERSTAND: ("images",)}
 """The keys of `generate` that only one mode reads."""
-_SHAPES: Mapping[str, str] = {"ratio": '"16:9"', "size": '"1280x720"'}
+_SHAPES: Mapping[str, str] = {"ratio": '"16:9"', "size": '"960x544"'}
 """The keys of a line that say how large a picture is, with an example."""
 _MARKS = 6
 """The fewest tokens beside the words of a prompt: begin, start of the picture, its size (3), end of that."""
@@ -90,7 +90,7 @@ def batch_violations(batch: PictureBatch, prompts: int | None) -> Iterator[Viola
     if batch.ratios and batch.sizes:
         yield "sizes", "give either `ratios` or `sizes`"
     if not is_file and batch.mode == IMAGE and not (batch.ratios or batch.sizes):
-        yield "", f'`mode: {IMAGE}` needs `ratios` (such as "16:9") or `sizes` (pixels, such as 1280x720)'
+        yield "", f'`mode: {IMAGE}` needs `ratios` (such as "16:9") or `sizes` (pixels, such as 960x544)'
     if not is_file and batch.mode == UNDERSTAND and not batch.images:
         yield "", f"`mode: {UNDERSTAND}` needs `images`: a file per prompt, or one for all"
     for name, of_line in LISTS.items():
@@ -99,8 +99,14 @@ def batch_violations(batch: PictureBatch, prompts: int | None) -> Iterator[Viola
             what = f"`{name}` holds {count} values; give one for all, or `{of_line}` in each line of the file"
             yield name, what
         elif count > 1 and count != prompts:
-            what = f"`{name}` holds {count} values for {prompts} prompts; give one each, or one for all"
+            number = f"{prompts} prompt{'' if prompts == 1 else 's'}"
+            what = f"`{name}` holds {count} values for {number}; give one each, or one for all"
             yield name, what
+    yield from item_violations(batch)
+
+
+def item_violations(batch: PictureBatch) -> Iterator[Violation]:
+    """Yield which items of the lists are wrong, whatever the prompts are."""
     for name in ("ratios", "sizes"):
         for number, shape in enumerate(getattr(batch, name)):
             if what := _shape_problem(LISTS[name], shape):
@@ -138,6 +144,9 @@ def _line_violations(batch: PictureBatch, prompt: Prompt) -> Iterator[str]:
     if not prompt.text:
         yield f"`mode: {batch.mode}` needs `prompt`, a text"
     line = _given(prompt)
+    for name in KEYS[batch.mode]:
+        if name in line:
+            yield f"`{name}` is a key of the YAML; a line takes `{LISTS[name]}`"
     if batch.mode == UNDERSTAND:
         if prompt.guidance:
             yield f"`{SCALE}` is not supported in questions about pictures"

@@ -30,6 +30,11 @@ class SourceMap:
     unreadable: frozenset[str] = frozenset()
     """Paths of the keys that were left out of the configuration, because a mistake was reported for them."""
 
+    def unreadable_in(self, group: str) -> frozenset[str]:
+        """Return the names of the keys of a group that were left out, wholly or in a part of their value."""
+        within = (path for path in self.unreadable if path.startswith(f"{group}."))
+        return frozenset(path[len(group) + 1 :].partition(".")[0] for path in within)
+
     def where(self, key_path: str) -> str:
         """Return `file:line: key.path`, or the place of the nearest parent if the key is not written."""
         parts = key_path.split(".")

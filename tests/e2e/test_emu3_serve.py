@@ -54,10 +54,16 @@ class Server:
 
     def run(self, action: str) -> subprocess.CompletedProcess[str]:
         words = [
-            *(sys.executable, str(ROOT / "run.py"), "--config-path", str(ROOT / "examples/aquila/conf")),
+            *(sys.executable, str(ROOT / "run.py"), "--config-path", str(ROOT / "examples/emu3/conf")),
             *("--config-name", "config_serve", f"experiment.exp_dir={self.exp_dir}"),
             *(f"serve.model={self.model}", f"serve.port={self.url.rpartition(':')[2]}"),
-            *("serve.served_model_name=emu3", "serve.max_model_len=512", f"+serve.api_key={KEY}"),
+            *(
+                "+serve.dtype=float32",
+                "+serve.max_model_len=512",
+                "+serve.enforce_eager=true",
+                f"+serve.api_key={KEY}",
+                "+experiment.envs.VLLM_CPU_KVCACHE_SPACE=1",
+            ),
         ]
         return subprocess.run(
             [*words, f"action={action}"], cwd=self.exp_dir.parent, capture_output=True, text=True

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from flagscale.checks.emu3 import Grid, grid_of, image_area, too_long
+from flagscale.checks.picture_prompts import PictureBatch, batch_violations
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +52,7 @@ def test_a_size_names_the_width_first() -> None:
             "use a ratio between 8100:1 and 1:8100",
         ),
         *(
-            (asked, f"`{asked}` is neither a ratio like `16:9` nor a size in pixels like `1280x720`")
+            (asked, f"`{asked}` is neither a ratio like `16:9` nor a size in pixels like `960x544`")
             for asked in ("", "16/9", "1.5:1", "-1:1", "720", "720X720", "16:9 ", "1" * 5000 + ":1")
         ),
     ],
@@ -81,3 +86,19 @@ def test_the_area_comes_from_the_image_processor() -> None:
     for wrong in (0, 63, "720", 1.5, None, True):
         with pytest.raises(ValueError, match="`image_area` takes a whole number of at least 64 pixels"):
             image_area({"image_area": wrong})
+
+
+def _shown_to_users() -> Iterator[str]:
+    """Yield the texts that name a size to try."""
+    page = (ROOT / "docs/guidance.md").read_text()
+    yield from (line for line in page.splitlines() if line.startswith(("    ", "| `size` |")))
+    yield (ROOT / "examples/emu3/conf/inference/emu3_gen.yaml").read_text()
+    yield (ROOT / "tools/ask.py").read_text()
+    yield from (what for _, what in batch_violations(PictureBatch("image", ratios=("1:1", "x")), 2))
+    yield from (what for _, what in batch_violations(PictureBatch("image"), 1))
+
+
+def test_sizes_that_users_are_shown_fit_emu3() -> None:
+    sizes = {size for text in _shown_to_users() for size in re.findall(r"\b\d+x\d+\b", text)}
+    assert sizes
+    assert [size for size in sizes if too_long(grid_of(size), 40, 9216)] == []

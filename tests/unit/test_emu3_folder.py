@@ -55,6 +55,18 @@ def test_a_folder_of_transformers_is_right(tmp_path: Path) -> None:
             {"vq_config": {"codebook_size": 4, "channel_multiplier": [1, 2, 4]}},
             "a code stands for 4 x 4 pixels, not 8 x 8",
         ),
+        ({"vocabulary_map": [1]}, "`vocabulary_map` takes an object of keys, not [1]"),
+        ({"vq_config": "x"}, "`vq_config` takes an object of keys, not 'x'"),
+        ({"vq_config": {"codebook_size": "4"}}, "`codebook_size` takes a whole number of at least 1"),
+        (
+            {"vq_config": {"codebook_size": 4, "channel_multiplier": 3}},
+            "`channel_multiplier` takes a list of numbers, not 3",
+        ),
+        ({"text_config": [1]}, "`text_config` takes an object of keys, not [1]"),
+        (
+            {"text_config": {"max_position_embeddings": None}},
+            "`max_position_embeddings` takes a whole number of at least 1, not None",
+        ),
     ],
 )
 def test_another_model_is_refused_with_the_way(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -69,6 +81,8 @@ def test_a_folder_without_a_readable_configuration_is_named_once(tmp_path: Path)
     assert folder_problem(tmp_path) == f"{tmp_path}/processor_config.json: not a JSON object"
     (tmp_path / "processor_config.json").write_text("{")
     assert folder_problem(tmp_path).startswith(f"{tmp_path}/processor_config.json: cannot be read (")
+    (tmp_path / "processor_config.json").write_text('{"image_processor": [3]}')
+    assert "`image_processor` takes an object of keys, not [3]" in folder_problem(tmp_path)
 
 
 @pytest.mark.parametrize(

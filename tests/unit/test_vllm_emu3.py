@@ -12,6 +12,10 @@ import pytest
 from flagscale.checks import emu3_vocabulary as names
 from flagscale.checks.data import input_violations
 from flagscale.checks.emu3 import NEGATIVE, SCALE
+from flagscale.config.source_map import SourceMap
+from flagscale.engines.vllm.emu3 import take_pictures
+from flagscale.engines.vllm.generate import read_generate
+from flagscale.errors import Problem
 from flagscale.values import Job
 from tests.unit.vllm_jobs import gpus, job_of, refusal
 
@@ -98,6 +102,8 @@ def test_questions(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) 
         ({"ratios": "1:1", "guidance_scale": -1}, "`guidance_scale` takes a number of at least 0"),
         ({"ratios": "1:1", "sampling": {"stop": ["x"]}}, "`stop` cannot be used for pictures"),
         ({"ratios": "1:1", "sampling": {"n": 2, "temperature": 0}}, "gives the same answer each time"),
+        ({"ratios": "1:1", "guidance_scale": 10**400}, "`guidance_scale` takes at most 1000000"),
+        ({"ratios": "1:1", "output": "cats.html"}, "name a .jsonl file"),
         ({"mode": "understand"}, "needs `images`"),
         ({"mode": "understand", "images": "absent.png"}, "absent.png: no such file"),
         ({"mode": "understand", "images": __file__}, "not a picture"),
@@ -123,12 +129,43 @@ def test_all_mistakes_at_once(tmp_path: Path, write_model: Callable[..., Path]) 
     assert all(part in text for part in ("is not an Emu3", "`stop` cannot be used for pictures"))
 
 
+@pytest.mark.parametrize(
+    "generate",
+    [
+        {"mode": "images", "guidance_scale": 3},
+        {"mode": "understand", "images": __file__, "guidance_scale": 3},
+        {"ratios": ["1:1", "16:9"], "prompts": "a cat"},
+        {"ratios": ["1:1", "16:9"], "prompts": []},
+    ],
+)
+def test_a_mistake_is_reported_once(tmp_path: Path, model: str, generate: dict[str, Any]) -> None:
+    if "images" in generate:
+        (tmp_path / "a.png").write_bytes(PNG)
+        generate = generate | {"images": str(tmp_path / "a.png")}
+    text = refusal(tmp_path, "inference", inference(model, **generate))
+    assert sum(line.startswith("- ") for line in text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("unread", ["ratios.0", "mode", "prompts", "prompts_file"])
+def test_no_mistake_follows_from_a_key_that_cannot_be_read(unread: str) -> None:
+    path = "inference.generate"
+    source_map = SourceMap(unreadable=frozenset({f"{path}.{unread}"}))
+    raw = {"mode": "image", "prompts": ["a"], "ratios": ["1:1"], "guidance_scale": 3}
+    raw.pop(unread.removesuffix("_file").partition(".")[0])
+    problems: list[Problem] = []
+    _, rest = take_pictures(path, raw, None, source_map, problems, [])
+    read_generate(path, rest, source_map, problems)
+    assert problems == []
+
+
 @pytest.mark.parametrize("name", ["BAAI/Emu3-Gen", "BAAI/Emu3-Chat", "BAAI/Emu3-VisionTokenizer"])
 def test_original_models_are_refused_with_the_way(tmp_path: Path, name: str) -> None:
     text = refusal(tmp_path, "inference", inference(name, ratios="1:1"))
     assert text.count(f"inference.llm.model: {name}") == 1
     assert "-hf" in text
     assert f"serve.model: {name}" in refusal(tmp_path, "serve", {"model": name})
+    text = refusal(tmp_path, "inference", inference("BAAI/Emu3-Stage1", ratios="1:1"))
+    assert "tools/emu3/convert.py" in text
     assert job_of(tmp_path, "inference", inference("BAAI/Emu3-Gen-hf", ratios="1:1"))
     assert job_of(tmp_path, "serve", {"model": "BAAI/Emu3-Gen-hf"})
 
@@ -180,10 +217,13 @@ def test_lines_of_a_file(tmp_path: Path, model: str) -> None:
         {"prompt": "a", "ratio": 969},
         {"prompt": "a", "size": "800x800"},
         {"messages": [{"role": "user", "content": "a"}], "ratio": "1:1"},
+        {"prompt": ""},
+        {"prompt": "a", "ratio": "1:1", "ratios": "1:1"},
     ]
     file.write_text("\n".join(map(json.dumps, bad)))
     text = refusal(tmp_path, "inference", inference(model, **keys))
     reported = ["needs `ratio` or", "either `ratio` or", "not 969", "does not fit", "needs `prompt`"]
+    reported += ["`prompt` must be non-empty", "a line takes `ratio`"]
     for number, what in enumerate(reported, start=1):
         assert what in next(line for line in text.splitlines() if f"{file}:{number}: " in line)
     asked = [{"prompt": "a", "image": "a.png"}, {"prompt": "a", "image": "b.png"}, {"prompt": "a"}]
@@ -192,3 +232,20 @@ def test_lines_of_a_file(tmp_path: Path, model: str) -> None:
     assert f"{file}:1: " not in text
     assert "b.png: no such file" in text
     assert f"{file}:3: needs `image`" in text
+
+
+def test_a_server_of_emu3_guides_whatever_its_keys_say(tmp_path: Path, model: str) -> None:
+    text = refusal(tmp_path, "serve", {"model": model, "guidance": False})
+    assert "serve.guidance: Emu3 always draws with guidance" in text
+    text = refusal(tmp_path, "serve", {"model": model, "max_num_seqs": 1})
+    assert "a guided request takes two places" in text
+
+
+@pytest.mark.parametrize("name", ["BAAI/Emu3-Gen", "Emu3", "Emu3VisionVQ"])
+def test_a_server_refuses_original_models_with_the_way(
+    tmp_path: Path, write_model: Callable[..., Path], name: str
+) -> None:
+    given = name if "/" in name else str(write_model(tmp_path / "original", model_type=name))
+    text = refusal(tmp_path, "serve", {"model": given})
+    assert f"serve.model: {given}" in text
+    assert "tools/emu3/convert.py" in text

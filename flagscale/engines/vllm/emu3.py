@@ -13,7 +13,7 @@ from flagscale.checks import emu3
 from flagscale.checks.emu3_folder import area_of, folder_problem, positions_of
 from flagscale.checks.guidance import KEYS as GUIDANCE
 from flagscale.checks.guidance import NEGATIVE, SCALE, value_violations
-from flagscale.checks.model_folder import read_config
+from flagscale.checks.model_folder import is_path, read_config
 from flagscale.checks.picture_prompts import (
     IMAGE,
     KEYS,
@@ -24,6 +24,7 @@ from flagscale.checks.picture_prompts import (
     PictureBatch,
     batch_violations,
     is_address,
+    item_violations,
     prompt_problems,
 )
 from flagscale.config.engine_args import EngineArguments
@@ -40,6 +41,7 @@ _COMPUTED = "max_tokens"
 _OF_FOLDER = ("generation_config", "override_generation_config")
 """Arguments of the engine about sampling values of the model's folder, which are those of texts."""
 _OWN = ("mode", *LISTS)
+_BESIDE = (".html", ".png")
 _DEFAULTS = {SCALE: emu3.SCALE, NEGATIVE: emu3.NEGATIVE}
 Report = Callable[[str, str, str], None]
 """Called with a key of the section, what is wrong, and a hint."""
@@ -65,19 +67,24 @@ def take_pictures(
 
     given = {str(key): value for key, value in raw.items() if value is not None}
     mode = given.get("mode")
+    unread = source_map.unreadable_in(path)
     if mode not in MODES:
         if mode is not None:
             report("mode", f"`mode` takes {' or '.join(MODES)}, not {short(mode)}", nearest(str(mode), MODES))
-        for key in (key for key in LISTS if mode is None and key in given):
+        for key in (key for key in LISTS if mode is None and key in given and "mode" not in unread):
             needed = next(name for name in MODES if key in KEYS[name])
             report(key, f"`{key}` needs `mode: {needed}`, which is for Emu3")
-        return None, {key: value for key, value in raw.items() if key not in _OWN}
+        # With a mode that cannot be read, one key of guidance is enough: the other one may have a default.
+        taken = _OWN if mode is None and "mode" not in unread else (*_OWN, *_one_of_guidance(given))
+        return None, {key: value for key, value in raw.items() if key not in taken}
     if engine and "model" in engine.paths and (what := _model_problem(engine.values)):
         problems.append(Problem(what, source_map.where(engine.paths["model"])))
     of_lines = {one: several for several, one in LISTS.items() if one in given}
     for one, several in of_lines.items():
         report(one, f"unknown key `{one}`, which lines of a prompts file have", f"did you mean `{several}`?")
-    rest = {key: value for key, value in raw.items() if key not in (*_OWN, *KEYS[mode], *of_lines)}
+    refused = GUIDANCE if mode == UNDERSTAND else ()
+    taken = (*_OWN, *KEYS[mode], *of_lines, *refused)
+    rest = {key: value for key, value in raw.items() if key not in taken}
     if mode == IMAGE and isinstance(sampling := given.get("sampling"), Mapping):
         rest["sampling"] = {key: value for key, value in sampling.items() if key != _COMPUTED}
         _check_sampling(sampling, report)
@@ -91,12 +98,20 @@ def take_pictures(
             problems.append(Problem(what, source_map.where(given_to_engine[key]), "use `sampling`"))
     if mode == IMAGE:
         rest |= {key: _DEFAULTS[key] for key in GUIDANCE if key not in given}
+        if Path(str(given.get("output", ""))).suffix in _BESIDE:
+            what = "the results are JSON lines; pictures and a page that shows them are written beside them"
+            report("output", what, "name a .jsonl file")
     own = _lists(given, mode, report)
-    if len(problems) > before:
+    if len(problems) > before or unread.intersection(("prompts", "prompts_file", *KEYS[mode])):
         return None, rest
     batch = PictureBatch(mode=mode, **own)
     _check(batch, rest, _canvas(engine.values) if engine else Canvas(), report)
     return (batch if len(problems) == before else None), rest
+
+
+def _one_of_guidance(given: Mapping[str, Any]) -> tuple[str, ...]:
+    keys = tuple(key for key in GUIDANCE if key in given)
+    return keys if len(keys) == 1 else ()
 
 
 def _check_sampling(sampling: Mapping[str, Any], report: Report) -> None:
@@ -132,13 +147,18 @@ def _lists(given: Mapping[str, Any], mode: str, report: Report) -> dict[str, Any
 def _check(batch: PictureBatch, given: Mapping[str, Any], canvas: Canvas, report: Report) -> None:
     """Report what is wrong with the batch as a whole, and then with each prompt."""
     file, inline = given.get("prompts_file"), given.get("prompts")
+    if not isinstance(file, str) and not (isinstance(inline, list) and inline):
+        for key, what in item_violations(batch):  # that there are no prompts is reported for every batch
+            report(key, what, "")
+        return
     path = user_path(file) if isinstance(file, str) else None
     guidance = {key: given[key] for key in GUIDANCE if given.get(key) is not None}
     prompts, unreadable = prompts_of(given, {} if any(value_violations(guidance)) else guidance)
     wrong = [*batch_violations(batch, len(inline) if isinstance(inline, list) else None)]
     for key, what in wrong:
         report(key, what, "")
-    for what in () if wrong or unreadable else prompt_problems(batch, prompts, canvas, path):
+    # Lines know their numbers; of prompts in the YAML, the places would be wrong without the unreadable ones.
+    for what in () if wrong or (unreadable and not path) else prompt_problems(batch, prompts, canvas, path):
         report("prompts_file" if path else "prompts", what, "")
 
 
@@ -159,7 +179,7 @@ def _canvas(engine: Mapping[str, Any]) -> Canvas:
         config = read_config(folder)
         return Canvas(area_of(folder), min([positions_of(config), *limits]))
     except ValueError:  # on a hub, or reported already
-        return Canvas(positions=min(limits, default=None))
+        return Canvas() if is_path(str(engine.get("model"))) else Canvas(positions=min(limits, default=None))
 
 
 def words_of(batch: PictureBatch, pictures: Path) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flagscale.checks.guidance import KEYS, NEGATIVE, Guidance, value_violations
+from flagscale.checks.picture_prompts import LISTS
 from flagscale.checks.prompts import Prompt, inline_prompts, read_prompts
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.sampling import field_violations
@@ -56,10 +57,11 @@ def read_generate(
     known = {name: type(default) for name, default in vars(Generate()).items() if name != "guided"}
     for key, value in given.items():
         if key not in known:
-            report(key, f"unknown key `{key}`", nearest(key, known))
+            report(key, f"unknown key `{key}`", nearest(key, (*known, "mode", *LISTS)))
         elif known[key] in _TEXT and type(value) is not known[key]:
             report(key, f"`{key}` takes {_TEXT[known[key]]}, not {short(value)}")
-    if ("prompts" in given) == ("prompts_file" in given):
+    unread = source_map.unreadable_in(path)
+    if ("prompts" in given) == ("prompts_file" in given) and not unread & {"prompts", "prompts_file"}:
         report("", "give either `prompts` or `prompts_file`")
     of_batch = {key: given[key] for key in KEYS if key in given}
     wrong = [*value_violations(of_batch)]
@@ -72,7 +74,8 @@ def read_generate(
     prompts, found = prompts_of(given, {} if wrong else of_batch)
     for what, hint in found:
         report("prompts" if "prompts" in given else "prompts_file", what, hint)
-    if len(of_batch) == 1 and not (wrong or found or any(prompt.guidance for prompt in prompts)):
+    is_sure = not (wrong or found or unread.intersection((*KEYS, "prompts", "prompts_file")))
+    if len(of_batch) == 1 and is_sure and not any(prompt.guidance for prompt in prompts):
         (key,) = of_batch
         (missing,) = {*KEYS} - {key}
         report(key, f"`{key}` needs `{missing}`, here or in lines of a .jsonl prompts file")

@@ -13,6 +13,7 @@ from flagscale.config.catalog import Catalog
 from flagscale.config.engine_args import EngineArguments, FlatKey, render
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.arguments import KEY_FILE, SECRETS, flat, take_secrets
+from flagscale.engines.vllm.emu3_model import serves_emu3
 from flagscale.engines.vllm.placement import Part, Size
 from flagscale.engines.vllm.refused import refuse
 from flagscale.errors import Problem
@@ -124,6 +125,10 @@ def _model(
     kept += [FlatKey(key, value, f"{path}.{key}") for key, value in defaults.items() if key not in given]
     arguments = render(kept, catalog, source_map, problems, own=_OWN)
     has_endpoint = switches["endpoint"] and instances > 1
+    if "model" in arguments.paths and serves_emu3(arguments.values):
+        for flat_key in (one for one in flat_keys if one.name == "guidance" and one.value is False):
+            what = "Emu3 always draws with guidance; a request is drawn without it at `guidance_scale: 1`"
+            problems.append(Problem(what, source_map.where(flat_key.path), "remove the key"))
     return Model(name, path, arguments, instances, has_endpoint, switches["guidance"])
 
 

@@ -60,13 +60,18 @@ def picture_request(
         suffix: follows the prompt.
 
     Raises:
-        ValueError: a text is empty or contains a special token, or the picture does not fit.
+        ValueError: a text is empty or contains a special token, an id is not one of the model's, or the
+            picture does not fit.
     """
     asked = _ids(tokenizer, "the prompt", prompt, suffix, grid)
     if isinstance(negative, str):
         avoided = _ids(tokenizer, "the negative prompt", negative, "", grid)
     else:
         avoided = tuple(negative)
+        if (largest := max(avoided)) >= len(tokenizer):
+            raise ValueError(
+                f"the negative prompt: {largest} is not an id of the model's {len(tokenizer)} tokens"
+            )
     if what := too_long(grid, max(len(asked), len(avoided)), positions):
         raise ValueError(what)
     return PictureRequest(asked, avoided, grid, scale)
