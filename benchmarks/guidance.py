@@ -24,6 +24,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -96,10 +97,10 @@ def engines(model: Model) -> Iterator[Mapping[str, Connection]]:
 
 
 def measured(
-    both: Mapping[str, Connection], pairs: Sequence[tuple[Key, Key]], rounds: int
+    both: Mapping[str, Connection], compared: Sequence[tuple[Key, Key]], rounds: int
 ) -> dict[Key, list[Cost]]:
     """Return the costs of each load per round, after one round that is not counted."""
-    keys = list(dict.fromkeys(key for pair in pairs for key in pair))
+    keys = list(dict.fromkeys(chain.from_iterable(compared)))
     found: dict[Key, list[Cost]] = {key: [] for key in keys}
     for number in range(rounds + 1):
         for name, load in keys if number % 2 else reversed(keys):

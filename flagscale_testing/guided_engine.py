@@ -12,15 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.run.env import import_path
+from flagscale_testing.engines import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parent.parent
-_ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # ranks beside each other, whatever the number of cores
-    # vLLM compiles a function for log-probabilities, also with `enforce_eager`: a minute of g++.
-    "TORCHDYNAMO_DISABLE": "1",
-}
+_ENVIRONMENT = {**ENVIRONMENT, "VLLM_LOGGING_LEVEL": "WARNING"}
 _SETTINGS = {
     "dtype": "float32",
     "max_model_len": 256,

@@ -116,8 +116,8 @@ def penalty_violations(
 ) -> Iterator[Violation]:
     """Yield the penalties that apply to guided requests, which do not take any.
 
-    `sampling` is what the user gives, `defaults` what the model's folder adds; `remedy` tells how to turn the
-    values of the folder off, other than by a neutral value.
+    `sampling` is what the user gives, `defaults` what the model's folder adds; `remedy` is the way to
+    turn off the values of the folder, other than by a neutral value.
     """
     for name, neutral in _NEUTRAL.items():
         own, default = sampling.get(name), defaults.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from flagscale.node import processes
 from flagscale.run.rundir import RunDir
+from flagscale_testing.engines import ENVIRONMENT
 from tests.e2e.test_serve import has_vllm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,6 +21,8 @@ PROMPTS = ["a portrait of young girl.", "a shiba inu", "a portrait of young girl
 pytestmark = [
     pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
     pytest.mark.timeout(900),
+    # An engine per test: the server's tests draw and answer in the same way, and unit tests check the files.
+    pytest.mark.slow,
 ]
 
 
@@ -39,7 +43,8 @@ def run(name: str, model: Path, exp_dir: Path, *overrides: str) -> list[dict[str
         *("+inference.llm.enforce_eager=true", "+experiment.envs.VLLM_CPU_KVCACHE_SPACE=1", *overrides),
     ]
     try:
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        environment = {**os.environ, **ENVIRONMENT}
+        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     finally:
         plan = RunDir(exp_dir).read_plan()
@@ -56,19 +61,18 @@ def test_pictures_are_written_with_their_seeds(model: Path, tmp_path: Path) -> N
     assert [record["size"] for record in records] == ["56x56", "72x40", "56x56"]
     assert [[one["seed"] for one in record["pictures"]] for record in records] == [[1, 2]] * 3
     files = [[tmp_path / one["file"] for one in record["pictures"]] for record in records]
-    assert {*(tmp_path / "pictures").iterdir()} == {file for pair in files for file in pair}
-    for record, pair in zip(records, files, strict=True):
-        for file in pair:
+    assert {*(tmp_path / "pictures").iterdir()} == {file for each in files for file in each}
+    for record, each in zip(records, files, strict=True):
+        for file in each:
             with Image.open(file) as picture:
                 assert (picture.format, "{}x{}".format(*picture.size)) == ("PNG", record["size"])
-    first, second, again = ([file.read_bytes() for file in pair] for pair in files)
+    first, second, again = ([file.read_bytes() for file in each] for each in files)
     assert first == again  # the same prompt, size and seeds
     assert len({*first, *second}) == 4
     assert not (tmp_path / "pictures.partial").exists()
     assert 'src="pictures/0000_0.png"' in (tmp_path / "results.html").read_text()
 
 
-@pytest.mark.slow
 def test_greedy_pictures_are_those_of_transformers(model: Path, tmp_path: Path) -> None:
     import numpy as np
     from PIL import Image
@@ -87,7 +91,6 @@ def test_greedy_pictures_are_those_of_transformers(model: Path, tmp_path: Path) 
         assert abs(difference).max() <= 1
 
 
-@pytest.mark.slow
 def test_questions_are_answered_as_by_transformers(model: Path, tmp_path: Path) -> None:
     from PIL import Image
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flagscale.run.env import import_path
+from flagscale_testing.engines import ENVIRONMENT
 from tests.e2e.test_serve import has_vllm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,12 +29,13 @@ SLOW = [
 pytestmark = [
     pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
     pytest.mark.timeout(900),
+    pytest.mark.slow,  # the server's tests compare the same pictures, pixels, answers and seeds
 ]
 
 
 def run(folder: Path, settings: list[dict[str, Any]]) -> Any:
     """Return what the program prints."""
-    engine = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+    engine = {**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(folder), json.dumps(settings)],
         env={**os.environ, **engine, "PYTHONPATH": import_path(str(ROOT))},
@@ -118,7 +120,6 @@ def test_our_rules_are_those_of_transformers(made: Any) -> None:
     }
 
 
-@pytest.mark.slow
 def test_every_setting_of_the_engine_gives_the_same(tmp_path: Path) -> None:
     for settings, engine in zip(SLOW, run(tmp_path / "model", SLOW)["engines"], strict=True):
         assert engine["drawn"] == [True] * 5, settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from flagscale.node import processes
 from flagscale.run.rundir import RunDir
+from flagscale_testing.engines import ENVIRONMENT
 from flagscale_testing.guided import Case, byte_level_tokenizer, greedy_answers, make_llama
 from flagscale_testing.ports import free_port
 from tests.e2e.conftest import wait_until
@@ -43,7 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, config: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "run.py"), "--config-path", str(ROOT / "examples/aquila/conf")]
     command += ["--config-name", config, f"experiment.exp_dir={folder / config}", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    environment = {**os.environ, **ENVIRONMENT}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def end(exp_dir: Path) -> None:

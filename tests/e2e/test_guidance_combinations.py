@@ -22,6 +22,7 @@ from tests.e2e.test_serve import has_vllm
 pytestmark = [
     pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
     pytest.mark.timeout(900),
+    pytest.mark.slow,  # an engine per test; test_guidance_fields.py has a constraint among its requests
 ]
 
 CASES = [*cases()]
@@ -41,14 +42,12 @@ def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
     return [make_adapter(model, folder / f"adapter_{seed}", seed) for seed in (1, 2)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("degree", ["tensor_parallel_size", "pipeline_parallel_size"])
 def test_two_ranks_answer_as_transformers(model: Path, degree: str) -> None:
     got = answers(model, [asked(case) for case in CASES], **{degree: 2}, **FEW_BLOCKS)
     assert [one["tokens"][0] for one in got] == greedy_answers(model, CASES, TOKENS)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("max_loras", [1, 2])
 def test_both_rows_use_the_adapter(model: Path, adapters: list[Path], tmp_path: Path, max_loras: int) -> None:
     # All requests have an adapter: vLLM 0.32.0 gives those without one the adapter of others on CPU
@@ -71,9 +70,7 @@ CONSTRAINTS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "backend", ["xgrammar", *(pytest.param(one, marks=pytest.mark.slow) for one in ("guidance", "outlines"))]
-)
+@pytest.mark.parametrize("backend", ["xgrammar", "guidance", "outlines"])
 def test_a_constraint_masks_what_guidance_draws(model: Path, backend: str) -> None:
     every = [(case, *one) for case in CASES[:6] for one in CONSTRAINTS.values()]
     asking = [asked(case, ignore_eos=False, structured_outputs=given) for case, given, _ in every]

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flagscale.engines.vllm.adapter import VLLM
-from flagscale_testing.guided import make_llama
+from flagscale_testing.guided import Case, byte_level_tokenizer, greedy_answers, make_llama
 from flagscale_testing.guided_engine import answers
-from tools.install_vllm import installed
+from tests.e2e.test_serve import has_vllm
 
 pytestmark = [
-    pytest.mark.skipif(not any(map(installed, VLLM.distributions)), reason="vLLM is not installed"),
+    pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
     pytest.mark.timeout(900),
 ]
 PROMPT = [257, *range(40, 57)]
 NEGATIVE = [257, 3, 4, 5]
 GREEDY = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
 DRAWN = {"temperature": 1.0, "max_tokens": 8, "ignore_eos": True, "seed": 7}
+CHOICES = ["yes!", "no", "not now"]
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "greedy": GREEDY,
     "allowed_token_ids": {**GREEDY, "allowed_token_ids": [50, 60, 70]},
     "logit_bias": {**GREEDY, "logit_bias": {300: 60.0}},
+    "structured_outputs": {**GREEDY, "ignore_eos": False, "structured_outputs": {"choice": CHOICES}},
     "bad_words": {**GREEDY, "max_tokens": 60, "bad_words": [*LETTERS]},
     "min_tokens": {**GREEDY, "min_tokens": 4, "stop_token_ids": [*range(320)]},
     "stop": {**GREEDY, "max_tokens": 100, "stop": [*LETTERS]},
@@ -61,14 +63,29 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    model = make_llama(tmp_path_factory.mktemp("guided") / "llama")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("guided") / "llama")
+
+
+@pytest.fixture(scope="module")
+def found(model: Path) -> dict[str, dict[str, Any]]:
     guidance = {"guidance_scale": 3.0, "negative_prompt_token_ids": NEGATIVE}
     asked = [(PROMPT, {"extra_args": guidance, **fields}) for fields in REQUESTS.values()]
     return dict(zip(REQUESTS, answers(model, asked, async_scheduling=True), strict=True))
 
 
 Found = dict[str, dict[str, Any]]
+
+
+def test_greedy_tokens_are_those_of_transformers(found: Found, model: Path) -> None:
+    case = Case(tuple(PROMPT), tuple(NEGATIVE), 3.0)
+    assert found["greedy"]["tokens"] == greedy_answers(model, [case], GREEDY["max_tokens"])
+
+
+def test_a_constraint_masks_what_guidance_draws(found: Found) -> None:
+    answer = found["structured_outputs"]
+    assert byte_level_tokenizer().decode(answer["tokens"][0], skip_special_tokens=True) in CHOICES
+    assert answer["finished"] == ["stop"]
 
 
 def test_masks_and_shifts_of_the_logits_hold_with_guidance(found: Found) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from flagscale.engines.vllm.adapter import VLLM
 from flagscale_testing.guided import LENGTHS, Case, cases, greedy_answers, make_llama
 from flagscale_testing.guided_engine import answers_of_engines
-from tools.install_vllm import installed
+from tests.e2e.test_serve import has_vllm
 
 pytestmark = [
-    pytest.mark.skipif(not any(map(installed, VLLM.distributions)), reason="vLLM is not installed"),
+    pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
     pytest.mark.timeout(900),
+    pytest.mark.slow,  # test_guidance.py compares a server's answers, test_guidance_fields.py an engine's
 ]
 TOKENS = 24
 SCALE = "guidance_scale"
@@ -75,7 +75,6 @@ def test_guided_requests_equal_transformers_with_asynchronous_scheduling(referen
     assert equal(reference, [{"async_scheduling": True}]) == [len(reference.requests)]
 
 
-@pytest.mark.slow
 def test_guided_requests_equal_transformers_whatever_the_settings(reference: Reference) -> None:
     found = dict(zip(SETTINGS, equal(reference, [*SETTINGS.values()]), strict=True))
     print(*(f"| {name} | {same} of {len(reference.requests)} |" for name, same in found.items()), sep="\n")

@@ -57,7 +57,13 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+FAST = ("async", "chunks", "few-blocks", "priority-sync", "adapters")
+"""The settings that differ most; the others are combinations of the same."""
+
+
+@pytest.mark.parametrize(
+    "name", [one if one in FAST else pytest.param(one, marks=pytest.mark.slow) for one in SETTINGS]
+)
 def test_rows_stay_in_lockstep_through_trouble(make: Make, name: str) -> None:
     settings = SETTINGS[name]
     rng = random.Random(name)

@@ -10,22 +10,24 @@ from pathlib import Path
 import pytest
 
 from flagscale.run.env import import_path
+from flagscale_testing.engines import ENVIRONMENT
 from flagscale_testing.guidance_storm import SETTINGS, Outcome, report
 
 ROOT = Path(__file__).parents[2]
 
 
 def storms(folder: Path, seed: int, count: int, *settings: str) -> list[str]:
-    """Run storms in a process of their own, because vLLM binds it to cores; return a line per storm."""
+    """Run storms in a process of their own, because vLLM changes its environment; return a line per storm."""
     command = [sys.executable, "-m", "flagscale_testing.guidance_storm", str(folder)]
     options = [f"--seed={seed}", f"--count={count}", *(f"--setting={one}" for one in settings)]
-    environment = {**os.environ, "PYTHONPATH": import_path(str(ROOT)), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": import_path(str(ROOT))}
     done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=3000)
     lines = [line for line in done.stdout.splitlines() if " equal, " in line]
     assert done.returncode == 0, "\n".join([*lines, done.stderr[-3000:]])
     return lines
 
 
+@pytest.mark.slow  # three engines; the played worker's storms show the scheduler's part
 def test_answers_in_a_storm_are_those_in_calm(tmp_path: Path) -> None:
     lines = storms(tmp_path / "model", 5, 40, "few_blocks_cache", "few_blocks_sync")
     assert [line.partition(":")[0] for line in lines] == ["few_blocks_cache", "few_blocks_sync"]

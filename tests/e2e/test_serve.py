@@ -23,6 +23,7 @@ from flagscale.engines.vllm.adapter import VLLM
 from flagscale.node import processes
 from flagscale.node.network import is_free
 from flagscale.run.rundir import RunDir
+from flagscale_testing.engines import ENVIRONMENT
 from flagscale_testing.guided import Size, make_llama
 from flagscale_testing.ports import free_port
 from tests.e2e.conftest import wait_until
@@ -58,7 +59,7 @@ class Run:
         ]
         return subprocess.run(
             [*words, f"action={action}", *more],
-            env={**os.environ, **self.env},
+            env={**os.environ, **ENVIRONMENT, **self.env},
             cwd=self.exp_dir.parent,
             capture_output=True,
             text=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -10,222 +9,59 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiktoken
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, Emu3Config, Emu3ForConditionalGeneration, Emu3Processor
 
 from flagscale.errors import UserError
+from flagscale_testing.original_emu3 import CODES, Original, make_original, write_json
+from tools.command import run
 from tools.emu3 import original_weights
-from tools.emu3.convert import convert
-
-# From BAAI's `tokenization_emu3.py`, as the tokens' names below.
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-CODES = 16
-PLACES = {"<|image token|>": 0, "<|image start|>": 1, "<|image end|>": 2}
-# "tzx" is built from no other tokens, so it appears only where it is a piece of text of its own.
-MERGED = (
-    "th",
-    "he",
-    "in",
-    "the",
-    " the",
-    "ing",
-    " a",
-    "12",
-    "123",
-    "\n\n",
-    "  ",
-    "'s",
-    "né",
-    "ré",
-    "tzx",
-    ". A",
-)
-
-
-@dataclass(frozen=True)
-class Fake:
-    """Folders as BAAI publishes them, the model whose weights they hold, and BAAI's tokenizer."""
-
-    load: Path
-    tower: Path
-    model: Any
-    encoding: tiktoken.Encoding
-    special: dict[str, int]
-
-
-def ranks() -> dict[bytes, int]:
-    tokens = [bytes([byte]) for byte in range(256)]
-    return {token: number for number, token in enumerate([*tokens, *(text.encode() for text in MERGED)])}
-
-
-def special_tokens(first: int) -> dict[str, int]:
-    fixed = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205))]
-    tokens = [*fixed, *PLACES, *(f"<|visual token {code:06d}|>" for code in range(CODES))]
-    return {token: first + number for number, token in enumerate(tokens)}
-
-
-def original_name(name: str) -> str:
-    """Return BAAI's name of a tensor in the state of transformers' model."""
-    if name.startswith("model.text_model."):
-        return "model." + name.removeprefix("model.text_model.")
-    if not name.startswith("model.vqmodel."):
-        return name
-    parts = name.removeprefix("model.vqmodel.").split(".")
-    names = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "proj_out", "middle_block": "mid"}
-    parts = [names.get(part, part) for part in parts if part not in ("down_block", "up_block")]
-    if "attn_norm" in parts:
-        at = parts.index("attn_norm")
-        parts[at : at + 1] = ["attn_1", "norm"]
-    if "attn_norms" in parts:
-        at = parts.index("attn_norms")
-        parts[at : at + 2] = ["attn", parts[at + 1], "norm"]
-    return ".".join(parts)
+from tools.emu3.convert import convert, main
 
 
 @pytest.fixture(scope="module")
-def fake(tmp_path_factory: pytest.TempPathFactory) -> Fake:
-    root = tmp_path_factory.mktemp("baai")
-    load, tower = root / "Emu3-Gen", root / "Emu3-VisionTokenizer"
-    load.mkdir()
-    tower.mkdir()
-    tokens = ranks()
-    special = special_tokens(len(tokens))
-    config = {
-        "architectures": ["Emu3ForCausalLM"],
-        "auto_map": {"AutoModelForCausalLM": "modeling_emu3.Emu3ForCausalLM"},
-        "model_type": "Emu3",
-        "vocab_size": len(tokens) + len(special),
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,  # vLLM on CPU computes heads of 32 and more
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 512,
-        "rope_theta": 20000.0,
-        "rms_norm_eps": 1e-4,
-        "attention_dropout": 0.0,
-        "image_area": 4096,
-        "pad_token_id": special["<|endoftext|>"],
-        "bos_token_id": special["<|extra_203|>"],
-        "eos_token_id": special["<|extra_204|>"],
-        "img_token_id": special["<|image token|>"],
-        "boi_token_id": special["<|image start|>"],
-        "eoi_token_id": special["<|image end|>"],
-        "eol_token_id": special["<|extra_200|>"],
-        "eof_token_id": special["<|extra_201|>"],
-        "torch_dtype": "float32",
-    }
-    vision = {
-        "architectures": ["Emu3VisionVQModel"],
-        "model_type": "Emu3VisionVQ",
-        "codebook_size": CODES,
-        "z_channels": 3,
-        "embed_dim": 3,
-        "ch": 32,
-        "ch_mult": [1, 1, 2, 2],
-        "attn_resolutions": [3, 2],
-    }
-    pictures = {"image_processor_type": "Emu3VisionVQImageProcessor", "min_pixels": 1024, "max_pixels": 4096}
-    write(load / "config.json", config)
-    write(tower / "config.json", vision)
-    write(tower / "preprocessor_config.json", pictures)
-    write(load / "generation_config.json", {"eos_token_id": special["<|extra_204|>"], "top_k": 2048})
-    lines = [base64.b64encode(token) + b" %d\n" % number for token, number in tokens.items()]
-    (load / "emu3.tiktoken").write_bytes(b"".join(lines))
-    (load / "emu3_vision_tokens.txt").write_text("\n".join([*special][208:]) + "\n")
-    model = reference(config, vision, special)
-    state = {original_name(name): tensor for name, tensor in model.state_dict().items()}
-    text = {name: tensor for name, tensor in state.items() if name.startswith(("model.", "lm_head."))}
-    for name, tensor in state.items():  # convolutions of one pixel
-        if re.search(r"\.(q|k|v|proj_out)\.weight$", name) and name not in text:
-            state[name] = tensor[:, :, None, None]
-    rest = {name: tensor.contiguous() for name, tensor in state.items() if name not in text}
-    save_file(rest, tower / "model.safetensors")
-    shards = [dict([*text.items()][number::3]) for number in range(3)]
-    files = [f"model-{number + 1:05d}-of-00003.safetensors" for number in range(3)]
-    for file, shard in zip(files, shards, strict=True):
-        save_file(shard, load / file)
-    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-    write(load / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
-    encoding = tiktoken.Encoding("Emu3", pat_str=PATTERN, mergeable_ranks=tokens, special_tokens=special)
-    return Fake(load, tower, model, encoding, special)
-
-
-def write(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content))
-
-
-def reference(config: dict[str, Any], vision: dict[str, Any], special: dict[str, int]) -> Any:
-    """Return transformers' model of the same sizes; its statistics of batches are not the initial ones."""
-    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    same += ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "attention_dropout")
-    text = {name: config[name] for name in (*same, "pad_token_id", "bos_token_id", "eos_token_id")}
-    tower = {
-        "codebook_size": CODES,
-        "latent_channels": 3,
-        "embed_dim": 3,
-        "base_channels": 32,
-        "channel_multiplier": vision["ch_mult"],
-        "attn_resolutions": vision["attn_resolutions"],
-        "hidden_size": 64,
-    }
-    torch.manual_seed(0)
-    vocabulary = {**special, "<image>": special["<|extra_0|>"]}
-    model = Emu3ForConditionalGeneration(
-        Emu3Config(
-            text_config={**text, "rope_parameters": {"rope_type": "default", "rope_theta": 20000.0}},
-            vq_config=tower,
-            vocabulary_map=vocabulary,
-        )
-    ).eval()
-    for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            buffer.uniform_(0.5, 1.5)
-        elif name.endswith("num_batches_tracked"):
-            buffer.fill_(7)
-    return model
+def original(tmp_path_factory: pytest.TempPathFactory) -> Original:
+    return make_original(tmp_path_factory.mktemp("baai"))
 
 
 @pytest.fixture(scope="module")
-def folder(fake: Fake, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(original: Original, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("converted") / "Emu3-Gen-hf"
-    convert(fake.load, fake.tower, made, shard_bytes=300_000)
+    convert(original.load, original.tower, made, shard_bytes=300_000)
     return made
 
 
-def test_every_weight_is_the_same_and_none_is_missing(fake: Fake, folder: Path) -> None:
+def test_every_weight_is_the_same_and_none_is_missing(original: Original, folder: Path) -> None:
+    from transformers import Emu3ForConditionalGeneration
+
     opened, report = Emu3ForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values())
     state = opened.state_dict()
-    assert state.keys() == fake.model.state_dict().keys()
-    for name, tensor in fake.model.state_dict().items():
+    assert state.keys() == original.model.state_dict().keys()
+    for name, tensor in original.model.state_dict().items():
         assert torch.equal(tensor, state[name]), name
         assert tensor.dtype == state[name].dtype, name
     assert len([*folder.glob("*.safetensors")]) > 3
 
 
-def test_logits_and_pixels_are_the_same(fake: Fake, folder: Path) -> None:
+def test_logits_and_pixels_are_the_same(original: Original, folder: Path) -> None:
+    from transformers import Emu3ForConditionalGeneration
+
     opened = Emu3ForConditionalGeneration.from_pretrained(folder).eval()
     ids = torch.arange(2, 60)[None]
     codes = torch.randint(0, CODES, (1, 4, 6), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        assert torch.equal(opened(input_ids=ids).logits, fake.model(input_ids=ids).logits)
+        assert torch.equal(opened(input_ids=ids).logits, original.model(input_ids=ids).logits)
         pixels = opened.model.vqmodel.decode(codes)
-        assert torch.equal(pixels, fake.model.model.vqmodel.decode(codes))
+        assert torch.equal(pixels, original.model.model.vqmodel.decode(codes))
         sizes = torch.tensor([[32, 48]])
-        seen = [one.model.get_image_tokens(pixels, sizes) for one in (opened, fake.model)]
+        seen = [one.model.get_image_tokens(pixels, sizes) for one in (opened, original.model)]
     assert torch.equal(*seen)
 
 
@@ -238,38 +74,46 @@ HARD = (
 )  # fmt: skip
 
 
-def expected_ids(fake: Fake, text: str) -> list[int]:
+def expected_ids(original: Original, text: str) -> list[int]:
     import unicodedata
 
-    return fake.encoding.encode(unicodedata.normalize("NFC", text), allowed_special="all")
+    return original.encoding.encode(unicodedata.normalize("NFC", text), allowed_special="all")
 
 
 @pytest.mark.parametrize("text", HARD, ids=range(len(HARD)))
-def test_hard_text_becomes_the_same_ids_as_with_tiktoken(fake: Fake, folder: Path, text: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer(text).input_ids == expected_ids(fake, text)
+def test_hard_text_becomes_the_same_ids_as_with_tiktoken(
+    original: Original, tokenizer: Any, text: str
+) -> None:
+    assert tokenizer(text).input_ids == expected_ids(original, text)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(folder)
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.text("th e'singa123\n\r\té.A"))
-def test_any_text_becomes_the_same_ids_as_with_tiktoken(fake: Fake, tokenizer: Any, text: str) -> None:
-    assert tokenizer(text).input_ids == expected_ids(fake, text)
+def test_any_text_becomes_the_same_ids_as_with_tiktoken(
+    original: Original, tokenizer: Any, text: str
+) -> None:
+    assert tokenizer(text).input_ids == expected_ids(original, text)
 
 
-def test_a_prompt_for_a_picture_is_that_of_baai(fake: Fake, folder: Path) -> None:
+def test_a_prompt_for_a_picture_is_that_of_baai(original: Original, folder: Path) -> None:
+    from transformers import Emu3Processor
+
     processor = Emu3Processor.from_pretrained(folder)
     made = processor(text=["a cat"], return_for_image_generation=True, ratio="4:3", image_area=4096)
     expected = "<|extra_203|>a cat<|image start|>7*9<|image token|>"
-    assert made.input_ids == [expected_ids(fake, expected)]
+    assert made.input_ids == [expected_ids(original, expected)]
     assert processor.image_processor.image_area == 4096
 
 
-def test_a_question_is_that_of_baai(fake: Fake, folder: Path) -> None:
+def test_a_question_is_that_of_baai(original: Original, folder: Path) -> None:
     from PIL import Image
+    from transformers import Emu3Processor
 
     processor = Emu3Processor.from_pretrained(folder)
     content = [
@@ -282,18 +126,18 @@ def test_a_question_is_that_of_baai(fake: Fake, folder: Path) -> None:
     )
     picture = "<|image start|>6*5<|image token|>" + "<|extra_0|>" * 36 + "<|extra_201|><|image end|>"
     text = f"<|extra_203|>You are a helpful assistant. USER: {picture}What is it?. ASSISTANT:"
-    assert made["input_ids"][0].tolist() == expected_ids(fake, text)
+    assert made["input_ids"][0].tolist() == expected_ids(original, text)
     assert made["pixel_values"].min() == -1  # black, by BAAI's mean and deviation
 
 
-def test_generation_settings_are_kept(fake: Fake, folder: Path) -> None:
+def test_generation_settings_are_kept(original: Original, folder: Path) -> None:
     generation = json.loads((folder / "generation_config.json").read_text())
     ids = {"bos": "<|extra_203|>", "eos": "<|extra_204|>", "pad": "<|endoftext|>"}
-    assert generation == {"top_k": 2048, **{f"{name}_token_id": fake.special[ids[name]] for name in ids}}
+    assert generation == {"top_k": 2048, **{f"{name}_token_id": original.special[ids[name]] for name in ids}}
 
 
 def changed(path: Path, **keys: object) -> None:
-    write(path, {**json.loads(path.read_text()), **keys})
+    write_json(path, {**json.loads(path.read_text()), **keys})
 
 
 def without_shard(load: Path, tower: Path) -> None:
@@ -381,12 +225,12 @@ MISTAKES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_reported_in_words_and_nothing_is_written(
-    fake: Fake, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+    original: Original, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     load, tower = tmp_path / "Emu3-Gen", tmp_path / "Tower"
-    shutil.copytree(fake.load, load)
-    shutil.copytree(fake.tower, tower)
+    shutil.copytree(original.load, load)
+    shutil.copytree(original.tower, tower)
     change, message = MISTAKES[case]
     change(load, tower)
     with pytest.raises(UserError, match=message):
@@ -395,23 +239,23 @@ def test_a_mistake_is_reported_in_words_and_nothing_is_written(
 
 
 def test_a_failure_leaves_nothing_and_a_folder_that_exists_is_kept(
-    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    original: Original, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "made").mkdir()
     with pytest.raises(UserError, match="already exists; use --overwrite"):
-        convert(fake.load, fake.tower, tmp_path / "made")
+        convert(original.load, original.tower, tmp_path / "made")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tools.emu3.convert.original_processor.converted", full)
     with pytest.raises(OSError, match="No space left"):
-        convert(fake.load, fake.tower, tmp_path / "made", overwrite=True)
+        convert(original.load, original.tower, tmp_path / "made", overwrite=True)
     assert [*tmp_path.rglob("*")] == [tmp_path / "made"]
 
 
 def test_at_most_a_piece_of_a_tensor_is_in_memory(
-    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    original: Original, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[int] = []
     monkeypatch.setattr(original_weights, "_PIECE", 1000)
@@ -429,22 +273,29 @@ def test_at_most_a_piece_of_a_tensor_is_in_memory(
         def advance(self, size: int, **_: float) -> None:
             counted.append(size)
 
-    made = convert(fake.load, fake.tower, tmp_path / "made", progress=Counts)
+    made = convert(original.load, original.tower, tmp_path / "made", progress=Counts)
     assert (max(counted), sum(counted)) == (1000, made.bytes)
 
 
 def test_the_command_says_what_it_wrote_and_what_it_did_not_read(
-    fake: Fake, tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]
+    original: Original, tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     load = tmp_path / "load"
-    shutil.copytree(fake.load, load)
+    shutil.copytree(original.load, load)
     changed(load / "config.json", sliding_window=128)
-    done = tool("emu3/convert.py", "--load", load, "--tower", fake.tower, "--save", tmp_path / "made")
+    done = tool("emu3/convert.py", "--load", load, "--tower", original.tower, "--save", tmp_path / "made")
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r".*/made: \d+ tensors, \d\.\d MB\n", done.stdout)
     assert "config.json: not read: sliding_window" in done.stderr
-    again = tool("emu3/convert.py", "--load", load, "--tower", fake.tower, "--save", tmp_path / "made")
-    assert (again.returncode, again.stderr.count("Traceback")) == (2, 0)
+
+
+def test_a_mistake_ends_the_command_with_code_2(
+    original: Original, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--load", original.load, "--tower", original.tower, "--save", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, words)])
+    assert run(main) == 2
+    assert "already exists; use --overwrite" in capsys.readouterr().err
 
 
 PROGRAM = """
@@ -459,12 +310,12 @@ print(json.dumps([list(one.outputs[0].token_ids) for one in made]))
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_vllm_opens_the_folder_and_answers_like_transformers(fake: Fake, folder: Path) -> None:
+def test_vllm_opens_the_folder_and_answers_like_transformers(original: Original, folder: Path) -> None:
     pytest.importorskip("vllm")
     text = "<|extra_203|>the thing<|image start|>7*9<|image token|>"
-    ids = expected_ids(fake, text)
+    ids = expected_ids(original, text)
     with torch.no_grad():
-        made = fake.model.generate(
+        made = original.model.generate(
             torch.tensor([ids]), do_sample=False, max_new_tokens=24, min_new_tokens=24, eos_token_id=None
         )
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("vllm")
-
+from tests.e2e.test_serve import has_vllm
 from vllm_flagscale.emu3.background import BackgroundDecoder, decoded
+
+pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)")
 
 TOKENS, GRID = [1, 2, 3], [1, 2]
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("vllm")
-
+from tests.e2e.test_serve import has_vllm
 from vllm_flagscale.emu3.wiring import GRID_PROCESSOR, WORKER_EXTENSION, is_emu3, wire
 from vllm_flagscale.guidance.wiring import PROCESSOR, SCHEDULER
+
+pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)")
 
 
 def given(model: Path | str, **more: Any) -> argparse.Namespace:
