@@ -20,7 +20,8 @@ from vllm.v1.sample import logits_processor as first
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.worker.gpu.sample import logits_processor as second
 
-from tests.unit.test_guidance_request import engine
+from flagscale.errors import UserError
+from tests.unit.test_guidance_seams import engine
 from vllm_flagscale.guidance.processor import GuidedProcessor
 from vllm_flagscale.guidance.request import ROW, Row, extra_args
 from vllm_flagscale.guidance.sampling import Draws, combine, draw, keys_of, log_exponentials
@@ -213,7 +214,7 @@ def test_both_loaders_of_vllm_take_the_class_and_check_parameters_with_it() -> N
 
 
 def test_an_engine_that_cannot_sample_guided_requests_does_not_start() -> None:
-    with pytest.raises(ValueError, match="speculative_config is not supported with guidance"):
+    with pytest.raises(UserError, match="`guidance` cannot be combined with speculative decoding"):
         GuidedProcessor(engine(speculative_config=object()), CPU, False)
     fields = VllmConfig.__dataclass_fields__
     assert {"parallel_config", "model_config", "watermark_config", "speculative_config"} <= set(fields)
