@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flagscale_testing.ahead import scheduler
 from flagscale_testing.played_scheduler import left_over
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -130,12 +131,14 @@ def _ask(rng: random.Random, vocabulary: int) -> Ask:
 def make_engine(folder: Path, **settings: Any) -> Any:
     """Return an engine in this process (vLLM's LLMEngine) that guides, in float32.
 
+    It plans each step ahead of the tokens of the last one, unless `async_scheduling` is False.
     `VLLM_ENABLE_V1_MULTIPROCESSING=0` must be set before vLLM is imported.
     """
     from vllm import LLM
 
     from vllm_flagscale.guidance import wiring
 
+    is_async = settings.get("async_scheduling", True)
     given: dict[str, Any] = {
         "dtype": "float32",
         "max_model_len": 128,
@@ -145,10 +148,12 @@ def make_engine(folder: Path, **settings: Any) -> Any:
         "kv_cache_memory_bytes": 64 << 20,
         "enable_prefix_caching": False,
         "disable_log_stats": True,
-        "scheduler_cls": wiring.SCHEDULER,
+        "scheduler_cls": scheduler(is_async),
         "logits_processors": [wiring.PROCESSOR],
     }
-    return LLM(model=str(folder), **{**given, **settings}).llm_engine
+    engine = LLM(model=str(folder), **{**given, **settings}).llm_engine
+    assert (engine.engine_core.engine_core.batch_queue is not None) == is_async
+    return engine
 
 
 def scheduler_of(engine: Any) -> Any:
@@ -276,7 +281,7 @@ def main() -> int:
 
         make_llama(arguments.folder)
     requests = asks(arguments.count, arguments.seed)
-    engine = make_engine(arguments.folder)
+    engine = make_engine(arguments.folder, async_scheduling=False)
     expected = calm(engine, requests)
     close(engine)
     lines = []

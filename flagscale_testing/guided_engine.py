@@ -76,9 +76,11 @@ def _answered_by(settings: Mapping[str, Any], requests: Sequence[Request]) -> li
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 
-    from vllm_flagscale.guidance.wiring import PROCESSOR, SCHEDULER
+    from flagscale_testing.ahead import scheduler
+    from vllm_flagscale.guidance.wiring import PROCESSOR
 
-    engine = LLM(**settings, scheduler_cls=SCHEDULER, logits_processors=[PROCESSOR])
+    named = scheduler(settings["async_scheduling"])
+    engine = LLM(**settings, scheduler_cls=named, logits_processors=[PROCESSOR])
     errors = [_refusal(engine, fields) for _, fields in requests]
     accepted = [request for request, error in zip(requests, errors, strict=True) if error is None]
     folders = sorted({fields["adapter"] for _, fields in accepted if "adapter" in fields})

@@ -54,9 +54,13 @@ class PlayedScheduler:
         scale: float = 3.0,
         priority: int = 0,
         adapter: int = 0,
+        pictures: Sequence[Any] | None = None,
         **sampling: Any,
     ) -> None:
-        """Send a request, guided if there is a negative prompt, with a LoRA adapter if it is not 0."""
+        """Send a request, guided if there is a negative prompt, with a LoRA adapter if it is not 0.
+
+        `pictures` are vLLM's `MultiModalFeatureSpec`.
+        """
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
         from vllm.v1.request import Request
@@ -73,6 +77,7 @@ class PlayedScheduler:
             None,
             priority=priority,
             arrival_time=float(len(self.answers)),
+            mm_features=[*pictures] if pictures else None,
             lora_request=LoRARequest(f"adapter-{adapter}", adapter, "/none") if adapter else None,
             block_hasher=self._hasher,
         )

@@ -18,6 +18,7 @@ from PIL import Image
 
 from flagscale.checks.emu3 import AREA, grid_of
 from flagscale.checks.emu3_folder import positions_of
+from flagscale_testing.ahead import scheduler
 from flagscale_testing.emu3 import IMAGE_AREA
 from flagscale_testing.emu3_reference import Drawn, Reference
 from tools.emu3 import tiny
@@ -51,7 +52,6 @@ ENGINE = {
         "vllm_flagscale.guidance.processor:GuidedProcessor",
     ],
 }
-SCHEDULER = "vllm_flagscale.guidance.scheduler.Guided{}Scheduler"
 
 
 def noise(seed: int, height: int, width: int) -> Image.Image:
@@ -142,8 +142,8 @@ def run(folder: Path, expected: Expected, settings: dict[str, Any]) -> dict[str,
     """Return how an engine compares with transformers."""
     from vllm import LLM, SamplingParams
 
-    kind = "" if settings.get("async_scheduling") is False else "Async"
-    llm = LLM(model=str(folder), **{**ENGINE, "scheduler_cls": SCHEDULER.format(kind), **settings})
+    named = scheduler(settings.get("async_scheduling", True))
+    llm = LLM(model=str(folder), **{**ENGINE, "scheduler_cls": named, **settings})
     requests = [
         picture_request(expected.tokenizer, text, grid_of(ratio, IMAGE_AREA), LENGTH, scale=scale)
         for text, ratio, scale in CASES

@@ -166,6 +166,10 @@ def test_wrong_requests_are_refused_and_the_server_goes_on(url: str) -> None:
     unknown = {"guidance_scale": 3.0, "negative_prompt_token_ids": [640]}
     status, body = post(url, "completions", prompt=TEXT, vllm_xargs=unknown)
     assert (status, body["error"]["param"]) == (400, "vllm_xargs")
+    large = {"guidance_scale": 3.0, "negative_prompt_token_ids": [5] * 250}
+    status, body = post(url, "completions", prompt="a" * 150, vllm_xargs=large)
+    assert (status, body["error"]["param"]) == (400, "vllm_xargs")
+    assert "do not fit into the KV cache" in body["error"]["message"]
     without_key = httpx.post(f"{url}/v1/completions", json={"prompt": TEXT, **GUIDED, "guidance_scale": -1})
     assert without_key.status_code == 401
     # What vLLM refuses, it refuses as always.

@@ -227,6 +227,18 @@ def test_a_guided_request_without_room_ends_with_the_reason(
     assert played.remains() == []
 
 
+def test_a_guided_prompt_with_a_picture_ends_with_the_reason(make: Make) -> None:
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+    picture = MultiModalFeatureSpec(None, "image", "picture", PlaceholderRange(offset=1, length=2))
+    played = make()
+    played.add("refused", [3] * 5, [4] * 5, pictures=[picture])
+    played.run()
+    assert str(played.ended["refused"].finish_reason) == "error"
+    assert "pictures" in played.ended["refused"].stop_reason
+    assert played.remains() == []
+
+
 def test_rows_that_differ_end_with_an_error(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import flagscale_testing.played_scheduler as module
 

@@ -12,7 +12,6 @@ from vllm_flagscale.guidance.request import (
     ROW,
     SCALE,
     Row,
-    engine_violations,
     extra_args,
     is_guided,
     violations,
@@ -108,34 +107,3 @@ def test_a_scale_of_1_is_an_ordinary_request() -> None:
         *(True, True, False, False, True)
     ]
     assert not is_guided(None), "a pooling request"
-
-
-ENGINE = {
-    "parallel_config": {"enable_batch_sharded_sampling": False},
-    "model_config": {"logprobs_mode": "raw_logprobs"},
-    "watermark_config": None,
-    "speculative_config": None,
-}
-
-
-def engine(**changed: Any) -> SimpleNamespace:
-    given = {**ENGINE, **changed}
-    return SimpleNamespace(
-        **{key: SimpleNamespace(**one) if isinstance(one, dict) else one for key, one in given.items()}
-    )
-
-
-@pytest.mark.parametrize(
-    ("changed", "name"),
-    [
-        ({"parallel_config": {"enable_batch_sharded_sampling": True}}, "enable_batch_sharded_sampling"),
-        ({"watermark_config": object()}, "watermark_config"),
-        ({"speculative_config": object()}, "speculative_config"),
-        ({"model_config": {"logprobs_mode": "processed_logprobs"}}, "logprobs_mode processed_logprobs"),
-        ({"model_config": {"logprobs_mode": "processed_logits"}}, "logprobs_mode processed_logits"),
-    ],
-)
-def test_an_engine_that_cannot_sample_guided_requests_is_refused(changed: dict[str, Any], name: str) -> None:
-    assert [*engine_violations(engine())] == []
-    (text,) = engine_violations(engine(**changed))
-    assert text.startswith(f"{name} is not supported with guidance")

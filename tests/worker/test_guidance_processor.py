@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from flagscale.errors import UserError
 from tests.e2e.test_serve import has_vllm
-from tests.unit.test_guidance_request import engine
+from tests.unit.test_guidance_seams import engine
 from vllm_flagscale.guidance.request import ROW, Row, extra_args
 from vllm_flagscale.guidance.wiring import PROCESSOR
 
@@ -232,7 +233,7 @@ def test_an_engine_that_cannot_sample_guided_requests_does_not_start() -> None:
 
     from vllm_flagscale.guidance.processor import GuidedProcessor
 
-    with pytest.raises(ValueError, match="speculative_config is not supported with guidance"):
+    with pytest.raises(UserError, match="`guidance` cannot be combined with speculative decoding"):
         GuidedProcessor(engine(speculative_config=object()), CPU, False)
     fields = VllmConfig.__dataclass_fields__
     assert {"parallel_config", "model_config", "watermark_config", "speculative_config"} <= set(fields)

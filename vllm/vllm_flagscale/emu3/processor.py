@@ -54,8 +54,8 @@ class GridProcessor(CountedRows[Grid]):
             return logits
         free: list[int] = []
         bound: list[tuple[int, int]] = []
-        for at, grid, step in self.placed(ctx):
-            token = only_token(grid, self._vocabulary, step)
+        for at, grid in self.placed(ctx):
+            token = only_token(grid, self._vocabulary, self.length_at(ctx, at))
             if token is None:
                 free.append(at)
             else:

@@ -81,7 +81,10 @@ async def with_engine_fields(
     if guidance is None:
         if _has_media(request):
             raise Refused(NOT_WITH_MEDIA, "messages")
-        _check(state, given.get(NEGATIVE_IDS), XARGS)
+        ids = given.get(NEGATIVE_IDS)
+        _check(state, ids, XARGS)
+        if isinstance(ids, list) and (what := await _without_room(state, is_chat, request, len(ids))):
+            raise Refused(what, XARGS)
         return request
     ids = await _negative_ids(state, is_chat, request, guidance)
     _check(state, ids, NEGATIVE)
@@ -124,9 +127,10 @@ async def _is_refused(state: Any, request: dict[str, Any], is_chat: bool) -> boo
 
 
 def _has_media(request: Mapping[str, Any]) -> bool:
+    """Return whether a chat, or the `input` of `/v1/responses`, has pictures or the like."""
     from vllm.renderers.chat_utils import has_non_text_content
 
-    return bool(has_non_text_content(request.get("messages")))
+    return any(has_non_text_content(request.get(field)) for field in ("messages", "input"))
 
 
 async def _without_room(state: Any, is_chat: bool, request: dict[str, Any], negative: int) -> str:

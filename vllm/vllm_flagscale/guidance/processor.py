@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
-from vllm.v1.sample.logits_processor import LogitsProcessor as FirstInterface
-from vllm.v1.sample.logits_processor.builtin import process_dict_updates
-from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondInterface
 
-from vllm_flagscale.guidance.request import ROW, Row, engine_violations, violations
+from vllm_flagscale.counted_rows import CountedRows
+from vllm_flagscale.guidance.request import ROW, Row, violations
 from vllm_flagscale.guidance.sampling import Draws, combine, draw
+from vllm_flagscale.guidance.seams import refuse_conflicts
 
 _NEVER = float("-inf")
 
@@ -113,12 +111,8 @@ def _grouped(rows: Iterable[tuple[int, Row]], vocabulary: int, device: torch.dev
     return groups
 
 
-class GuidedProcessor(FirstInterface, SecondInterface):
-    """Makes a guided request and its twin sample the same token, the one that guidance asks for.
-
-    Model runner V1 calls `update_state` and `apply(logits)`, and names a request by its place in the batch.
-    V2 calls `add_request` and `apply(logits, ctx)`, and names it by a slot, which it keeps.
-    """
+class GuidedProcessor(CountedRows[Row]):
+    """Makes a guided request and its twin sample the same token, the one that guidance asks for."""
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
@@ -127,62 +121,20 @@ class GuidedProcessor(FirstInterface, SecondInterface):
             raise ValueError("; ".join(wrong))
 
     def __init__(self, vllm_config: Any, where: Any, *rest: Any) -> None:
-        """Raise a ValueError for an engine that cannot sample guided requests."""
-        if wrong := [*engine_violations(vllm_config)]:
-            raise ValueError("; ".join(wrong))
-        # V1 gives a device, V2 the states of its requests.
-        self._states: Any = None if isinstance(where, torch.device) else where
-        self._rows: dict[int, tuple[Row, Any]] = {}
-        """By place (V1) or slot (V2); with the generated tokens (V1)."""
-        self._groups: list[_Group] | None = []
-        """None if the rows have changed."""
-        self._slots: Any = None
-        """The slot at each place of the last batch (V2)."""
+        """Raise a UserError for an engine that cannot guide."""
+        refuse_conflicts(vllm_config)
+        super().__init__(vllm_config, where, *rest)
+        self._groups: list[_Group] = []
 
-    def is_argmax_invariant(self) -> bool:
-        return False
-
-    def update_state(self, batch_update: Any) -> None:
-        if process_dict_updates(self._rows, batch_update, _row_and_output):
-            self._groups = None
-
-    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        held = self._rows.pop(req_idx, None)
-        row = _row(sampling_params)
-        if row is not None:
-            self._rows[req_idx] = (row, None)
-        if held or row:
-            self._groups = None
-        return row is not None
+    @staticmethod
+    def state_of(params: Any) -> Row | None:
+        return (params.extra_args or {}).get(ROW)
 
     def apply(self, logits: torch.Tensor, ctx: Any = None) -> torch.Tensor:
         if not self._rows:
             return logits
-        if ctx is not None and not np.array_equal(self._slots, ctx.idx_mapping_np):
-            self._slots, self._groups = ctx.idx_mapping_np.copy(), None
-        if self._groups is None:
-            self._groups = _grouped(self._placed(), logits.shape[1], logits.device)
+        if self.have_moved(ctx):
+            self._groups = _grouped(self.placed(ctx), logits.shape[1], logits.device)
         for group in self._groups:
-            group.apply(logits, self._length_at if ctx is None else partial(self._length_of_slot_at, ctx))
+            group.apply(logits, partial(self.length_at, ctx))
         return logits
-
-    def _placed(self) -> Iterator[tuple[int, Row]]:
-        if self._states is None:
-            return ((place, row) for place, (row, _) in self._rows.items())
-        slots = enumerate(self._slots.tolist())
-        return ((place, self._rows[slot][0]) for place, slot in slots if slot in self._rows)
-
-    def _length_at(self, place: int) -> int:
-        return len(self._rows[place][1])
-
-    def _length_of_slot_at(self, ctx: Any, place: int) -> int:
-        # The length is exact without speculative decoding.
-        return int(ctx.seq_lens_upper_bound_np[place]) - int(self._states.prompt_len.np[self._slots[place]])
-
-
-def _row(params: Any) -> Row | None:
-    return (params.extra_args or {}).get(ROW)
-
-
-def _row_and_output(params: Any, prompt: Any, output: Any) -> tuple[Row, Any] | None:
-    return (row, output) if (row := _row(params)) else None

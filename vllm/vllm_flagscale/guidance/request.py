@@ -82,21 +82,3 @@ def _combination_violations(params: Any) -> Iterator[str]:
     for name in ("thinking_token_budget", "trace_decode_token_ids"):
         if getattr(params, name) is not None:
             yield f"`{name}` cannot be combined with `{SCALE}`; remove it"
-
-
-def engine_violations(config: Any) -> Iterator[str]:
-    """Yield the arguments of an engine (`VllmConfig`) whose sampler cannot draw guided requests."""
-    if config.parallel_config.enable_batch_sharded_sampling:
-        yield (
-            "enable_batch_sharded_sampling is not supported with guidance, which needs both rows of a "
-            "request on one rank; remove it"
-        )
-    if config.watermark_config is not None:
-        yield "watermark_config is not supported with guidance, which draws tokens itself; remove it"
-    if config.speculative_config is not None:
-        yield "speculative_config is not supported with guidance, which draws one token per step; remove it"
-    if (mode := config.model_config.logprobs_mode).startswith("processed"):
-        yield (
-            f"logprobs_mode {mode} is not supported with guidance, after which one token is certain; "
-            f"use {mode.replace('processed', 'raw')}"
-        )

@@ -80,6 +80,8 @@ class GuidedScheduler(Scheduler):
             wrong.append("a session with streaming input cannot be guided")
         if request.prompt_embeds is not None:
             wrong.append("a prompt of embeddings cannot be guided: send text or token ids")
+        if request.mm_features:
+            wrong.append("a prompt with pictures, videos or audio cannot be guided")
         return wrong or [
             *self.capacity.violations(request.num_prompt_tokens, len(params.extra_args[NEGATIVE]))
         ]

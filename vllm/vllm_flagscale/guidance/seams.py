@@ -78,6 +78,7 @@ ATTRIBUTES = {
         "client_index",
         "is_prefill_chunk",
         "max_tokens",
+        "mm_features",
         "num_computed_tokens",
         "num_output_placeholders",
         "num_prompt_tokens",
@@ -173,7 +174,7 @@ def _release(version: str) -> tuple[int, ...]:
     return Version(version).release[:2]
 
 
-def refuse_conflicts(vllm_config: Any, kv_cache_config: Any) -> None:
+def refuse_conflicts(vllm_config: Any, kv_cache_config: Any = None) -> None:
     """Raise a UserError that names all settings of an engine that cannot be combined with guidance."""
     if problems := [
         Problem(f"`guidance` cannot be combined with {what}", hint=fix)
@@ -182,8 +183,11 @@ def refuse_conflicts(vllm_config: Any, kv_cache_config: Any) -> None:
         raise UserError(problems)
 
 
-def conflicts(vllm_config: Any, kv_cache_config: Any) -> Iterator[tuple[str, str]]:
-    """Yield (setting, how to fix it) for what an engine cannot do together with guidance."""
+def conflicts(vllm_config: Any, kv_cache_config: Any = None) -> Iterator[tuple[str, str]]:
+    """Yield (setting, how to fix it) for what an engine cannot do together with guidance.
+
+    The processor asks before the weights are loaded, without a KV cache, and the scheduler afterwards.
+    """
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     if vllm_config.speculative_config is not None:
         yield "speculative decoding", "remove `speculative_config`"
@@ -196,11 +200,20 @@ def conflicts(vllm_config: Any, kv_cache_config: Any) -> Iterator[tuple[str, str
             "context parallelism",
             "set `decode_context_parallel_size` and `prefill_context_parallel_size` to 1",
         )
+    if parallel.enable_batch_sharded_sampling:
+        yield "sampling that is sharded over ranks", "remove `enable_batch_sharded_sampling`"
+    if vllm_config.watermark_config is not None:
+        yield "watermarks, because it draws the tokens itself", "remove `watermark_config`"
+    if (mode := model.logprobs_mode).startswith("processed"):
+        yield (
+            f"`logprobs_mode: {mode}`, which would show one certain token",
+            f"use {mode.replace('processed', 'raw')}",
+        )
     if model.is_encoder_decoder:
         yield "a model with encoder and decoder", "serve it without `guidance`"
     if model.is_diffusion:
         yield "a diffusion model", "serve it without `guidance`"
     if model.runner_type != "generate":
         yield f"a model that runs as `{model.runner_type}`", "serve it without `guidance`"
-    if kv_cache_config.has_mamba_layers:
+    if kv_cache_config is not None and kv_cache_config.has_mamba_layers:
         yield "a model with recurrent (Mamba) layers", "serve it without `guidance`"
