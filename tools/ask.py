@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 if not __package__:  # run as a file: import from the root of the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from flagscale.checks.guidance import KEYS, guidance_violations
+from flagscale.checks.guidance import KEYS, guidance_violations, value_violations
 from flagscale.checks.message_files import file_violations, with_files
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
             help=f"{what} to put before the prompt, in a chat message; give it several times for several",
         )
     parser.add_argument("--max-tokens", type=int, help=f"most tokens to generate (default: {_MAX_TOKENS})")
-    parser.add_argument("--temperature", type=float, help="sampling temperature (default: 0; 1 for --draw)")
+    parser.add_argument("--temperature", type=_finite, help="sampling temperature (default: 0; 1 for --draw)")
     parser.add_argument("--seed", type=int, help="the same seed gives the same answer or picture again")
     parser.add_argument(
         "--draw", type=Path, metavar="FILE", help="draw the prompt into this PNG file; the model must be Emu3"
@@ -124,6 +125,7 @@ def _violations(arguments: argparse.Namespace, guidance: Mapping[str, Any]) -> I
             yield "--size needs --draw FILE"
         return
     # Pictures have values of their own for the keys of guidance, so one of them may be given alone.
+    yield from (_as_options(what) for _, what in value_violations(guidance))
     for name in ("chat", "image", "video", "max_tokens"):
         if getattr(arguments, name):
             yield f"--{name.replace('_', '-')} cannot be combined with --draw"
@@ -181,6 +183,13 @@ def _hint(error: openai.APIStatusError, url: str) -> str:
         root = "{0.scheme}://{0.netloc}".format(urlsplit(base))
         return f"the address of the API ends in /v1: --url {root}/v1"
     return ""
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):  # JSON has none
+        raise argparse.ArgumentTypeError(f"'{text}' is not a finite number")
+    return value
 
 
 def _url(text: str) -> str:

@@ -175,11 +175,17 @@ def test_a_picture_is_drawn_into_a_file(url: str, tmp_path: Path) -> None:
 
 def test_what_a_picture_cannot_be_asked_with_is_reported(url: str, tmp_path: Path) -> None:
     words = ("--chat", "--max-tokens", "3", "--draw", str(tmp_path / "absent/a.png"))
+    words += ("--guidance-scale", "nan", "--negative-prompt", "")
     done = ask("a cat", *words, "--url", url, VLLM_API_KEY="key")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
+        "error: --guidance-scale takes a number of at least 0, not nan",
+        "error: --negative-prompt takes a text or a list of token ids that is not empty, not ''",
         "error: --chat cannot be combined with --draw",
         "error: --max-tokens cannot be combined with --draw",
         f"error: --draw {tmp_path}/absent/a.png: the folder {tmp_path}/absent does not exist",
     ]
     assert "--size needs --draw FILE" in ask("a cat", "--size", "1:1", "--url", url).stderr
+    not_finite = ask("a cat", "--temperature", "inf", "--url", url)
+    assert not_finite.returncode == 2
+    assert "'inf' is not a finite number" in not_finite.stderr
