@@ -42,9 +42,8 @@ def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
     return [make_adapter(model, folder / f"adapter_{seed}", seed) for seed in (1, 2)]
 
 
-@pytest.mark.parametrize("degree", ["tensor_parallel_size", "pipeline_parallel_size"])
-def test_two_ranks_answer_as_transformers(model: Path, degree: str) -> None:
-    got = answers(model, [asked(case) for case in CASES], **{degree: 2}, **FEW_BLOCKS)
+def test_two_ranks_answer_as_transformers(model: Path) -> None:
+    got = answers(model, [asked(case) for case in CASES], tensor_parallel_size=2, **FEW_BLOCKS)
     assert [one["tokens"][0] for one in got] == greedy_answers(model, CASES, TOKENS)
 
 
