@@ -12,6 +12,8 @@ import pytest
 from flagscale.errors import UserError
 from flagscale_testing.played_scheduler import WRONG, PlayedScheduler, token
 
+# vLLM changes torch in the process that imports it: trainings of later tests would end.
+pytestmark = pytest.mark.slow
 Make = Callable[..., PlayedScheduler]
 
 

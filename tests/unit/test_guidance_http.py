@@ -230,6 +230,7 @@ class Small:
             return [{"prompt_token_ids": [1] * 20}]
 
 
+@pytest.mark.slow  # vLLM changes torch in the process that imports it
 @pytest.mark.parametrize("length", [16, 17])
 def test_the_engines_own_fields_without_room_are_refused(length: int) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed (make test installs it)")
@@ -244,6 +245,7 @@ def test_the_engines_own_fields_without_room_are_refused(length: int) -> None:
     assert why.value.answer["error"]["param"] == "vllm_xargs"
 
 
+@pytest.mark.slow  # vLLM changes torch in the process that imports it
 def test_the_engines_own_fields_are_refused_beside_pictures_on_every_route() -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed (make test installs it)")
     picture = {"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}

@@ -165,6 +165,11 @@ def test_every_rule_has_an_example(
         without_fused = worker.Capabilities(has_chip=True, has_fused_layers=False, backend="nccl")
         list(worker.worker_violations([defaults], without_fused))
         list(data.input_violations({"models": [], "prompts_file": "nowhere"}))
+        list(
+            data.input_violations(
+                {"models": [], "pictures": {"mode": "understand", "images": ("nowhere.png",)}}
+            )
+        )
         for keys, *_ in test_blend.WRONG:
             test_blend.found(keys, tmp_path, write_data)
         test_vocabulary.test_recorded_ids_beyond_the_vocabulary(tmp_path / "1", write_data)

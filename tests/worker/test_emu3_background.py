@@ -12,7 +12,11 @@ import pytest
 from tests.e2e.test_serve import has_vllm
 from vllm_flagscale.emu3.background import BackgroundDecoder, decoded
 
-pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)")
+pytestmark = [
+    pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
+    # vLLM changes torch in the process that imports it: trainings of later tests would end.
+    pytest.mark.slow,
+]
 
 TOKENS, GRID = [1, 2, 3], [1, 2]
 

@@ -20,7 +20,11 @@ from vllm_flagscale.guidance.wiring import PROCESSOR
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
-pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)")
+pytestmark = [
+    pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
+    # vLLM changes torch in the process that imports it: trainings of later tests would end.
+    pytest.mark.slow,
+]
 CPU = torch.device("cpu")
 NEVER = float("-inf")
 DRAWS = 10_000

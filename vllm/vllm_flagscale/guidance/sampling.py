@@ -79,7 +79,7 @@ def draw(logits: torch.Tensor, draws: Draws, steps: Sequence[int]) -> torch.Tens
 
 def _possible(scaled: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits after top-k and top-p, and their tokens (int64, [requests or 1, columns])."""
-    if draws.top_k is not None and draws.largest_k < scaled.shape[1] and scaled.device.type == "cpu":
+    if draws.top_k is not None and draws.largest_k < scaled.shape[1] and scaled.is_cpu:
         best, tokens = scaled.topk(draws.largest_k + 1)
         best.masked_fill_(best < best.gather(1, draws.top_k.unsqueeze(1) - 1), _NEVER)
         # Tokens as likely as the last of the k count as well. Here, one column more than k shows if there are
