@@ -10,7 +10,7 @@ from typing import Any
 from flagscale.checks.emu3 import AREA, FACTOR, image_area
 from flagscale.checks.emu3_vocabulary import vocabulary_of
 from flagscale.checks.model_folder import read_config
-from flagscale.errors import Violation
+from flagscale.errors import Violation, short
 
 PUBLISHED: Mapping[str, str] = {
     "BAAI/Emu3-Gen": "BAAI/Emu3-Gen-hf",
@@ -76,7 +76,7 @@ def folder_problem(folder: Path) -> str:
         vocabulary_of(_group(config, "vocabulary_map"), _count(tower, "codebook_size", _CODES))
         levels = tower.get("channel_multiplier", _LEVELS)
         if not isinstance(levels, Sequence) or isinstance(levels, str):
-            return f"{folder}: `channel_multiplier` takes a list of numbers, not {repr(levels)[:60]}"
+            return f"{folder}: `channel_multiplier` takes a list of numbers, not {short(levels)}"
         # Each level of the picture's encoder but the last one halves both sides.
         if (factor := 2 ** (len(levels) - 1)) != FACTOR:
             return f"{folder}: a code stands for {factor} x {factor} pixels, not {FACTOR} x {FACTOR}"
@@ -121,7 +121,7 @@ def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     group = config.get(name)
     if group is None or isinstance(group, Mapping):
         return group or {}
-    raise ValueError(f"`{name}` takes an object of keys, not {repr(group)[:60]}")
+    raise ValueError(f"`{name}` takes an object of keys, not {short(group)}")
 
 
 def _count(group: Mapping[str, Any], name: str, default: int) -> int:
@@ -129,7 +129,7 @@ def _count(group: Mapping[str, Any], name: str, default: int) -> int:
     value = group.get(name, default)
     if type(value) is int and value >= 1:
         return value
-    raise ValueError(f"`{name}` takes a whole number of at least 1, not {value!r}")
+    raise ValueError(f"`{name}` takes a whole number of at least 1, not {short(value)}")
 
 
 def _other(config: Mapping[str, Any]) -> str:

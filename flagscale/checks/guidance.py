@@ -14,7 +14,8 @@ KEYS = (SCALE, NEGATIVE)
 NOT_WITH_MEDIA = "guidance is not supported in chats with pictures, videos or audio"
 LARGEST_SCALE = 1_000_000
 """Beyond any use; from about 1e37, logits combined in float32 are infinite, and all tokens are masked."""
-_NEUTRAL = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+NEUTRAL = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+"""The penalties, which cannot be combined with guidance -> the value that means none."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def penalty_violations(
     `sampling` is what the user gives, `defaults` what the model's folder adds; `remedy` is the way to
     turn off the values of the folder, other than by a neutral value.
     """
-    for name, neutral in _NEUTRAL.items():
+    for name, neutral in NEUTRAL.items():
         own, default = sampling.get(name), defaults.get(name)
         if own is not None and own != neutral:
             yield (

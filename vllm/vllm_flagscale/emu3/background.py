@@ -17,8 +17,6 @@ from uuid import uuid4
 
 from vllm_flagscale.emu3.decoder import PictureDecoder
 
-WORKER_EXTENSION = f"{__name__}.BackgroundDecoder"
-"""A value of the engine's argument `worker_extension_cls`."""
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.1
 _dropping: set[asyncio.Task[Any]] = set()

@@ -1,6 +1,6 @@
 """From the tokens of a picture to its pixels, with the model's own decoder, inside vLLM's worker.
 
-Give the engine `EXTENSION` as `worker_extension_cls`; then
+With `PictureDecoder`, or a class derived from it, as the engine's `worker_extension_cls`,
 `collective_rpc("decode_picture", args=(tokens, [height, width]))` returns a list with the PNG file first.
 """
 
@@ -14,8 +14,6 @@ import numpy as np
 import torch
 
 from flagscale.checks.emu3 import Grid
-
-EXTENSION = "vllm_flagscale.emu3.decoder.PictureDecoder"
 
 
 class PictureDecoder:

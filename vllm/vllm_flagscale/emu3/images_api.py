@@ -38,8 +38,6 @@ from vllm_flagscale.emu3.finishing import Begun, finish_before_shutdown
 from vllm_flagscale.emu3.image_fields import Asked, FieldError, read
 from vllm_flagscale.emu3.prompts import PictureRequest, picture_request
 
-MIDDLEWARE = f"{__name__}.AttachImages"
-"""A value of the server's argument `middleware`."""
 PATH = "/v1/images/generations"
 _KINDS = {
     HTTPStatus.BAD_REQUEST: "BadRequestError",

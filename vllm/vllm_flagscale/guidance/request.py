@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flagscale.checks.guidance import scale_violations
+from flagscale.checks.guidance import NEUTRAL, scale_violations
 
 SCALE = "guidance_scale"
 NEGATIVE = "negative_prompt_token_ids"
@@ -75,8 +75,7 @@ def _negative_violations(negative: Any, vocabulary: int | None, max_model_len: i
 
 def _combination_violations(params: Any) -> Iterator[str]:
     """Yield the fields that change tokens after both rows have been combined, or in one row only."""
-    neutral = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
-    for name, value in neutral.items():
+    for name, value in NEUTRAL.items():
         if (given := getattr(params, name)) != value:
             yield f"`{name}` {given} cannot be combined with `{SCALE}`; set it to {value}"
     for name in ("thinking_token_budget", "trace_decode_token_ids"):
