@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from flagscale.errors import UserError
 from flagscale_testing.original_emu3 import CODES, Original, make_original, write_json
+from tests.e2e.test_serve import has_vllm
 from tools.command import run
 from tools.emu3 import original_weights
 from tools.emu3.convert import convert, main
@@ -309,9 +310,9 @@ print(json.dumps([list(one.outputs[0].token_ids) for one in made]))
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)")
 @pytest.mark.timeout(900)
 def test_vllm_opens_the_folder_and_answers_like_transformers(original: Original, folder: Path) -> None:
-    pytest.importorskip("vllm")
     text = "<|extra_203|>the thing<|image start|>7*9<|image token|>"
     ids = expected_ids(original, text)
     with torch.no_grad():

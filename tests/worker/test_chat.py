@@ -194,17 +194,6 @@ def test_begin_token_is_written_once(folders: Any, source: str | None) -> None:
     assert chat(opened(folders, TRIMS, begins=True)).conversation(turns("Q", "a")).text.count("<|end") == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_vllm_passes_the_parts_of_messages_in_order(folders: Any, name: str) -> None:
-    renderer = pytest.importorskip("vllm.renderers.hf")
-    source = CASES[name][0]
-    named = source if source == "vicuna" else None
-    begins = name == "trims"
-    template = chat(opened(folders, None if named else source, begins), named)
-    assert renderer._detect_content_format(template.text, default="string") == "openai"
-
-
 def test_template_from_a_file(folders: Any, tmp_path: Path) -> None:
     file = tmp_path / "own.jinja"
     file.write_text(STRICT, "utf-8")

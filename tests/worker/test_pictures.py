@@ -173,15 +173,6 @@ def test_pixels_of_a_jpeg_with_four_inks() -> None:
         assert max(abs(a - b) for a, b in zip(found, meant, strict=True)) < 12
 
 
-@pytest.mark.slow
-def test_vllm_decodes_the_same_pixels() -> None:
-    media = pytest.importorskip("vllm.multimodal.media.image")
-    for data in (palette(True), saved(halves((*RED, 100), (*BLUE, 200), "RGBA"), "PNG"), turned(6)):
-        theirs = media.ImageMediaIO().load_bytes(data).media
-        ours = decoded(open_picture(data, "image0"))
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
-
-
 def turned(orientation: int, kind: str = "PNG") -> bytes:
     """Return a file whose pixels are turned, and whose EXIF data says so."""
     back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]

@@ -1,12 +1,13 @@
-"""Asks a processor what it allows, by both of vLLM's interfaces; prints JSON. Run by `test_counted_rows`."""
+"""Logits processors in both of vLLM's interfaces: one class, one answer."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import _load_logitsprocs_by_fqcns
@@ -19,6 +20,8 @@ NAME = "vllm_flagscale.emu3.processor:GridProcessor"
 MARKS = (names.END_OF_LINE, names.END_OF_FRAME, names.END_OF_IMAGE, names.END_OF_TEXT)
 IDS = {mark: at for at, mark in enumerate(MARKS)} | {names.CODE.format(code): 6 + code for code in range(3)}
 VOCABULARY = 12
+ALL, CODES = [*range(VOCABULARY)], [6, 7, 8]
+(FIRST,), (SECOND,) = _load_logitsprocs_by_fqcns([NAME]), _load_v2_logitsprocs_by_fqcns([NAME])
 
 
 def config(model_type: str = "emu3") -> Any:
@@ -37,9 +40,9 @@ def allowed(logits: torch.Tensor) -> list[list[int]]:
     return [[at for at, one in enumerate(row) if one != float("-inf")] for row in logits.tolist()]
 
 
-def with_first(kind: Any) -> list[list[list[int]]]:
+def with_first() -> list[list[list[int]]]:
     """Rows: a picture of 1 x 2 codes, an ordinary request, and a picture with one token (still computed)."""
-    processor = kind(config(), torch.device("cpu"), False)
+    processor = FIRST(config(), torch.device("cpu"), False)
     outputs: list[list[int]] = [[], [5], [-1]]
     added = [
         (at, params(grid), [], output)
@@ -57,11 +60,11 @@ def with_first(kind: Any) -> list[list[list[int]]]:
     return steps
 
 
-def with_second(kind: Any) -> list[list[list[int]]]:
+def with_second() -> list[list[list[int]]]:
     """The same, in slots 7, 4 and 2 with prompts of 10, 20 and 30 tokens."""
     prompts = np.zeros(8, dtype=int)
     prompts[[7, 4, 2]] = 10, 20, 30
-    processor = kind(config(), SimpleNamespace(prompt_len=SimpleNamespace(np=prompts)))
+    processor: Any = SECOND(config(), SimpleNamespace(prompt_len=SimpleNamespace(np=prompts)))
     asked = [processor.add_request(slot, params(g)) for slot, g in ((7, [1, 2]), (4, None), (2, [1, 1]))]
     assert asked == [True, False, True]
 
@@ -75,43 +78,50 @@ def with_second(kind: Any) -> list[list[list[int]]]:
     return steps
 
 
-def refused(**changes: Any) -> str:
-    """Return why a request is refused; "" if it is not."""
-    kinds = _load_logitsprocs_by_fqcns([NAME])
-    given = {"max_tokens": 6, "extra_args": {"image_grid": [1, 2]}} | changes
-    try:
-        kinds[0].validate_params(SamplingParams(**given))
-    except ValueError as error:
-        return str(error)
-    return ""
+def test_both_loaders_take_one_class() -> None:
+    assert FIRST is SECOND
 
 
-def main() -> None:
-    (first,), (second,) = _load_logitsprocs_by_fqcns([NAME]), _load_v2_logitsprocs_by_fqcns([NAME])
-    try:
-        first(config("llama"), torch.device("cpu"), False)
-        other = ""
-    except ValueError as error:
-        other = str(error)
-    answers = {
-        "one class": first is second,
-        "first": with_first(first),
-        "second": with_second(second),
-        "other model": other,
-        "refused": [
-            refused(),
-            refused(extra_args=None, max_tokens=99),
-            refused(max_tokens=5),
-            *(
-                refused(extra_args={"image_grid": grid})
-                for grid in ([0, 2], [1], "1x2", [1.0, 2], [True, 2], 3)
-            ),
-            refused(stop=["x"]),
-            refused(stop_token_ids=[7], allowed_token_ids=[7]),
-        ],
-    }
-    print(json.dumps(answers))
+@pytest.mark.parametrize("interface", [with_first, with_second])
+def test_rows_are_masked_by_their_grid_and_count(interface: Callable[[], list[list[list[int]]]]) -> None:
+    begun, swapped, alone = interface()
+    assert begun == [CODES, ALL, [0]]  # a code, anything, the end of the only line
+    assert swapped == [ALL, [1], [3]]  # the end of the frame, the end of the text
+    assert alone == [[1]]
 
 
-if __name__ == "__main__":
-    main()
+def test_another_model_is_refused_at_the_start() -> None:
+    with pytest.raises(ValueError, match="pictures need an Emu3 model; this one is `llama`"):
+        FIRST(config("llama"), torch.device("cpu"), False)
+
+
+def check(**changes: Any) -> None:
+    FIRST.validate_params(
+        SamplingParams(**{"max_tokens": 6, "extra_args": {"image_grid": [1, 2]}, **changes})
+    )
+
+
+def test_requests_for_pictures_and_ordinary_ones_are_taken() -> None:
+    check()
+    check(extra_args=None, max_tokens=99)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_tokens": 5}, "`max_tokens` must be 6 for a picture of 16x8 pixels, not 5; picture and prompt"),
+        *(
+            ({"extra_args": {"image_grid": grid}}, "`image_grid` takes the height and the width of a picture")
+            for grid in ([0, 2], [1], "1x2", [1.0, 2], [True, 2], 3)
+        ),
+        ({"stop": ["x"]}, "`stop` cannot be combined with a picture"),
+    ],
+)
+def test_requests_that_cannot_become_a_picture_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        check(**changes)
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(ValueError, match=r"(?s)cannot be combined.*cannot be combined"):
+        check(stop_token_ids=[7], allowed_token_ids=[7])

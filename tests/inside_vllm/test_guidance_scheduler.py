@@ -8,12 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.scheduler import Scheduler
 
 from flagscale.errors import UserError
 from flagscale_testing.played_scheduler import WRONG, PlayedScheduler, token
+from vllm_flagscale.guidance import seams
 
-# vLLM changes torch in the process that imports it: trainings of later tests would end.
-pytestmark = pytest.mark.slow
 Make = Callable[..., PlayedScheduler]
 
 
@@ -159,8 +161,6 @@ def test_ordinary_requests_do_not_take_every_free_place_from_a_guided_one(make: 
 
 
 def test_a_guided_request_goes_on_in_a_paused_engine_once_half_of_it_runs(make: Make) -> None:
-    from vllm.v1.core.sched.interface import PauseState
-
     played = make(max_num_batched_tokens=16, max_num_seqs=4, async_scheduling=False)
     played.add("one", [3] * 30, [4] * 30)
     played.step()
@@ -230,8 +230,6 @@ def test_a_guided_request_without_room_ends_with_the_reason(
 
 
 def test_a_guided_prompt_with_a_picture_ends_with_the_reason(make: Make) -> None:
-    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
-
     picture = MultiModalFeatureSpec(None, "image", "picture", PlaceholderRange(offset=1, length=2))
     played = make()
     played.add("refused", [3] * 5, [4] * 5, pictures=[picture])
@@ -269,18 +267,12 @@ def test_statistics_count_a_guided_request_once(make: Make) -> None:
 
 
 def test_the_recorded_seams_are_those_of_the_installed_engine() -> None:
-    from vllm_flagscale.guidance import seams
-
     seams.check()
 
 
 def test_a_method_that_differs_is_reported_with_the_supported_versions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    from vllm_flagscale.guidance import seams
-
     def _preempt_request(self: Any, request: Any, when: float) -> None:
         raise NotImplementedError
 
@@ -297,8 +289,6 @@ def test_a_method_that_differs_is_reported_with_the_supported_versions(
 
 
 def test_an_attribute_that_is_gone_is_reported() -> None:
-    from vllm_flagscale.guidance import seams
-
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler"
     gone = [
         *seams.differences(

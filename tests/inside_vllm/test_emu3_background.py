@@ -8,15 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.exceptions import GenerationError
 
-from tests.e2e.test_serve import has_vllm
 from vllm_flagscale.emu3.background import BackgroundDecoder, decoded
-
-pytestmark = [
-    pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
-    # vLLM changes torch in the process that imports it: trainings of later tests would end.
-    pytest.mark.slow,
-]
 
 TOKENS, GRID = [1, 2, 3], [1, 2]
 
@@ -73,8 +67,6 @@ def test_a_picture_is_waited_for_without_stopping_the_worker() -> None:
 
 
 def test_an_error_is_that_of_the_request() -> None:
-    from vllm.exceptions import GenerationError
-
     worker = Worker()
     worker.error = ValueError("token 1 is not a code of a picture")
     worker.may_go_on.set()

@@ -9,15 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.test_serve import has_vllm
 from vllm_flagscale.emu3.wiring import GRID_PROCESSOR, WORKER_EXTENSION, is_emu3, wire
 from vllm_flagscale.guidance.wiring import PROCESSOR, SCHEDULER
-
-pytestmark = [
-    pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
-    # vLLM changes torch in the process that imports it: trainings of later tests would end.
-    pytest.mark.slow,
-]
 
 
 def given(model: Path | str, **more: Any) -> argparse.Namespace:
