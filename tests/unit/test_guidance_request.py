@@ -70,8 +70,8 @@ def test_ids_and_length_of_the_negative_prompt_are_compared_with_the_model() -> 
     assert [*violations(given)] == []
     assert [*violations(given, vocabulary=640, max_model_len=3)] == [
         "`negative_prompt_token_ids`: 640 is not an id of the model's 640 tokens",
-        "`negative_prompt_token_ids` has 3 tokens; shorten it to at most 2 (max_model_len 3, with at least "
-        "one token of the answer)",
+        "`negative_prompt_token_ids` has 3 tokens; the limit is 3, including the answer; shorten it or raise "
+        "max_model_len",
     ]
 
 

@@ -21,15 +21,14 @@ from flagscale.checks.prompts import Prompt, inline_prompts, read_prompts
 from flagscale.errors import Problem, UserError
 from flagscale.files import put_in_place, write_atomic
 from flagscale.run.env import PROGRESS_FILE
-from flagscale.run.failure import MISTAKE
 from vllm_flagscale.emu3 import batch as emu3_batch
 from vllm_flagscale.emu3 import wiring as emu3
 from vllm_flagscale.guidance import wiring as guidance
 from vllm_flagscale.guidance.negative import guided_params, negatives, sampling_violations
+from vllm_flagscale.records import readable, record_of
+from vllm_flagscale.refusal import refused
 from vllm_flagscale.sampling import Sampling, sampling_of
 from vllm_flagscale.seeds import survive_seeds
-
-_MISTAKE = 2
 
 _NO_TEMPLATE = (
     "the model's tokenizer has no chat template, which `chat: true` and `messages` need: "
@@ -99,10 +98,10 @@ def main() -> int:
             return _refused(error)
         except VLLMClientError as error:  # a chat that is too long, for example
             return _refused(error)
-    readable = output.with_suffix(".txt")
-    write_atomic(readable, _readable(partial))
+    text = output.with_suffix(".txt")
+    write_atomic(text, readable(partial))
     put_in_place(partial, output)
-    print(f"flagscale: wrote {len(prompts)} results to {output} (readable text: {readable})", flush=True)
+    print(f"flagscale: wrote {len(prompts)} results to {output} (readable text: {text})", flush=True)
     return 0
 
 
@@ -121,9 +120,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _refused(error: Exception) -> int:
-    text = "\n".join(error.messages) if isinstance(error, UserError) else str(error)
-    print("\n".join(f"{MISTAKE}{line}" for line in text.splitlines()), flush=True)
-    return _MISTAKE
+    return refused("\n".join(error.messages) if isinstance(error, UserError) else str(error))
 
 
 def _prompts(arguments: argparse.Namespace) -> list[Prompt]:
@@ -206,7 +203,7 @@ def _generated(
                 _check_media([place for place, _ in chats], messages)
                 raise
         for place, prompt in batch:
-            record = _record(place, prompt, answers[place])
+            record = record_of(place, prompt, answers[place])
             tokens += sum(len(one["token_ids"]) for one in record["outputs"])
             yield record
         _print_progress(start + len(batch), len(prompts), tokens / (time.monotonic() - begun))
@@ -236,46 +233,6 @@ def _check_media(places: list[int], chats: list[list[dict[str, Any]]]) -> None:
 
 def _engine_form(prompt: Prompt) -> dict[str, Any]:
     return {"prompt_token_ids": list(prompt.token_ids)} if prompt.token_ids else {"prompt": prompt.text}
-
-
-def _record(place: int, prompt: Prompt, answer: Any) -> dict[str, Any]:
-    given = prompt.line or {"prompt": prompt.text}
-    record: dict[str, Any] = {**given, "index": place, "prompt_tokens": len(answer.prompt_token_ids or ())}
-    record["outputs"] = [
-        {
-            "text": one.text,
-            "token_ids": list(one.token_ids),
-            "finish_reason": one.finish_reason,
-            **({"logprobs": _logprobs(one.logprobs)} if one.logprobs else {}),
-        }
-        for one in answer.outputs
-    ]
-    if answer.prompt_logprobs:
-        record["prompt_logprobs"] = _logprobs(answer.prompt_logprobs)
-    return record
-
-
-def _logprobs(positions: Any) -> list[dict[str, float] | None]:
-    """Return, for each position, log probabilities by token id; None if it has none (the first one)."""
-    return [
-        {str(token): entry.logprob for token, entry in position.items()} if position else None
-        for position in positions
-    ]
-
-
-def _readable(results: Path) -> str:
-    """Return the results as readable text: each prompt, followed by its outputs."""
-    pieces = []
-    with results.open(encoding="utf-8") as file:
-        for record in map(json.loads, file):
-            prompt = Prompt(
-                record.get("prompt", ""),
-                tuple(record.get("prompt_token_ids", ())),
-                tuple(record.get("messages", ())),
-            )
-            pieces.append(f"=== {record['index']}\n{prompt.shown}")
-            pieces += [f"--- {output['finish_reason']}\n{output['text']}" for output in record["outputs"]]
-    return "\n".join(pieces) + "\n"
 
 
 def _print_progress(done: int, total: int, tokens_per_s: float, unit: str = "prompts") -> None:

@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from flagscale.checks import emu3_folder
-from flagscale.run.failure import MISTAKE
 from vllm_flagscale.guidance import wiring as guidance
+from vllm_flagscale.refusal import refused
 
 GRID_PROCESSOR = "vllm_flagscale.emu3.processor:GridProcessor"
 WORKER_EXTENSION = "vllm_flagscale.emu3.background.BackgroundDecoder"
@@ -27,8 +27,7 @@ def wire(arguments: argparse.Namespace) -> None:
     if not is_emu3(arguments):
         return
     if wrong := [what for _, what in emu3_folder.division_violations(vars(arguments))]:
-        print(f"{MISTAKE}{'; '.join(wrong)}", flush=True)
-        raise SystemExit(2)
+        raise SystemExit(refused("\n".join(wrong)))
     arguments.guidance = True
     guidance.wire(arguments)
     others = [one for one in arguments.logits_processors if one != GRID_PROCESSOR]
@@ -36,8 +35,7 @@ def wire(arguments: argparse.Namespace) -> None:
     arguments.logits_processors = others
     if arguments.worker_extension_cls not in ("", WORKER_EXTENSION):
         what = f"--worker-extension-cls {arguments.worker_extension_cls} cannot be combined with Emu3"
-        print(f"{MISTAKE}{what}, whose pictures are decoded by one: remove it", flush=True)
-        raise SystemExit(2)
+        raise SystemExit(refused(f"{what}, whose pictures are decoded by one: remove it"))
     arguments.worker_extension_cls = WORKER_EXTENSION
 
 

@@ -17,9 +17,8 @@ from flagscale.checks.guidance import (
     negative_chat,
     penalty_violations,
 )
-from vllm_flagscale.guidance.negative import id_violations
 from vllm_flagscale.guidance.request import NEGATIVE as NEGATIVE_IDS
-from vllm_flagscale.guidance.request import extra_args
+from vllm_flagscale.guidance.request import extra_args, id_violations
 
 _NOT_WITH = {"use_beam_search": "beam search", "prompt_embeds": "a prompt of embeddings"}
 """Field of a request -> what it asks for, that cannot be combined with guidance."""
@@ -82,12 +81,12 @@ async def with_engine_fields(
         if _has_media(request):
             raise Refused(NOT_WITH_MEDIA, "messages")
         ids = given.get(NEGATIVE_IDS)
-        _check(state, ids, XARGS)
+        _check(state, ids, NEGATIVE_IDS, XARGS)
         if isinstance(ids, list) and (what := await _without_room(state, is_chat, request, len(ids))):
             raise Refused(what, XARGS)
         return request
     ids = await _negative_ids(state, is_chat, request, guidance)
-    _check(state, ids, NEGATIVE)
+    _check(state, ids, NEGATIVE, NEGATIVE)
     if ids and (what := await _without_room(state, is_chat, request, len(ids))):
         raise Refused(what, NEGATIVE)
     # Without ids, vLLM cannot read the request. Should it do so after all, the processor refuses it.
@@ -156,12 +155,12 @@ async def _without_room(state: Any, is_chat: bool, request: dict[str, Any], nega
     )
 
 
-def _check(state: Any, ids: Any, field: str) -> None:
+def _check(state: Any, ids: Any, name: str, field: str) -> None:
     """Raise Refused if the engine has no such ids, or too few places; what is no list of ids, it refuses."""
     if not isinstance(ids, list) or not ids or not all(type(one) is int for one in ids):
         return
     model = state.vllm_config.model_config
-    if wrong := [*id_violations(ids, model.max_model_len, model.get_vocab_size())]:
+    if wrong := [*id_violations(name, ids, model.get_vocab_size(), model.max_model_len)]:
         raise Refused("; ".join(wrong), field)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flagscale.checks.guidance import NEGATIVE, negative_chat
 from flagscale.checks.prompts import Prompt
-from vllm_flagscale.guidance.request import extra_args, violations
+from vllm_flagscale.guidance.request import extra_args, id_violations, violations
 
 
 def negatives(
@@ -39,7 +39,7 @@ def negatives(
                 found[place] = plain[negative]
             wrong += [
                 f"prompt {place}: {what}"
-                for what in id_violations(found[place], model.max_model_len, model.get_vocab_size())
+                for what in id_violations(NEGATIVE, found[place], model.get_vocab_size(), model.max_model_len)
             ]
         except VLLMValidationError as error:  # it is too long
             wrong.append(f"prompt {place}: `{NEGATIVE}`: {error}")
@@ -82,12 +82,3 @@ def sampling_violations(*each: Any) -> list[str]:
     """Return why guided prompts cannot have one of these sampling parameters (None for no such prompts)."""
     asked = [guided_params(params, 2.0, [0]) for params in each if params is not None]
     return [*dict.fromkeys(what for params in asked for what in violations(params))]
-
-
-def id_violations(ids: Sequence[int], longest: int, vocabulary: int) -> Iterator[str]:
-    """Yield why an engine cannot take the ids as a negative prompt."""
-    if (largest := max(ids)) >= vocabulary:
-        yield f"`{NEGATIVE}`: {largest} is not an id of the model's {vocabulary} tokens"
-    if len(ids) >= longest:
-        what = f"`{NEGATIVE}` has {len(ids)} tokens; the limit is {longest}, including the answer"
-        yield f"{what}; shorten it or raise max_model_len"

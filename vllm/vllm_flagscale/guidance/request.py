@@ -64,13 +64,18 @@ def _negative_violations(negative: Any, vocabulary: int | None, max_model_len: i
     if not isinstance(negative, list) or not negative or not all(type(i) is int and i >= 0 for i in negative):
         yield f"`{NEGATIVE}` takes a list of token ids that is not empty"
         return
-    if vocabulary is not None and max(negative) >= vocabulary:
-        yield f"`{NEGATIVE}`: {max(negative)} is not an id of the model's {vocabulary} tokens"
-    if max_model_len is not None and len(negative) >= max_model_len:
-        yield (
-            f"`{NEGATIVE}` has {len(negative)} tokens; shorten it to at most {max_model_len - 1} "
-            f"(max_model_len {max_model_len}, with at least one token of the answer)"
-        )
+    yield from id_violations(NEGATIVE, negative, vocabulary, max_model_len)
+
+
+def id_violations(
+    name: str, ids: Sequence[int], vocabulary: int | None, max_model_len: int | None
+) -> Iterator[str]:
+    """Yield why an engine cannot take ids as a negative prompt, which the user gave as `name`."""
+    if vocabulary is not None and (largest := max(ids)) >= vocabulary:
+        yield f"`{name}`: {largest} is not an id of the model's {vocabulary} tokens"
+    if max_model_len is not None and len(ids) >= max_model_len:
+        what = f"`{name}` has {len(ids)} tokens; the limit is {max_model_len}, including the answer"
+        yield f"{what}; shorten it or raise max_model_len"
 
 
 def _combination_violations(params: Any) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flagscale.run.failure import MISTAKE
+from vllm_flagscale.refusal import refused
 
 PROCESSOR = "vllm_flagscale.guidance.processor:GuidedProcessor"
 SCHEDULER = f"{__name__}.guided_scheduler"
@@ -26,8 +26,7 @@ def wire(arguments: argparse.Namespace) -> None:
         return
     if arguments.scheduler_cls not in (None, SCHEDULER):
         what = f"--scheduler-cls {arguments.scheduler_cls} cannot be combined with --guidance: remove one"
-        print(f"{MISTAKE}{what}", flush=True)
-        raise SystemExit(2)
+        raise SystemExit(refused(what))
     arguments.scheduler_cls = SCHEDULER
     given = arguments.logits_processors or []
     arguments.logits_processors = given if PROCESSOR in given else [*given, PROCESSOR]
