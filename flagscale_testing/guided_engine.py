@@ -1,4 +1,4 @@
-"""Answers requests with vLLM engines that have guidance, in a process of their own."""
+"""Answers requests with vLLM engines that have guidance, in a process of their own or in this one."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ def answers_of_engines(
     own = {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(is_split)), "PYTHONPATH": import_path(str(ROOT))}
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder, "asked.json"), Path(folder, "answered.json")
-        settings = [{**_SETTINGS, "model": str(model), **one} for one in engines]
-        asked.write_text(json.dumps([settings, list(requests)]))
+        asked.write_text(json.dumps([str(model), list(engines), list(requests)]))
         done = subprocess.run(
             [sys.executable, "-m", "flagscale_testing.guided_engine", str(asked), str(answered)],
             env={**os.environ, **_ENVIRONMENT, **own},
@@ -68,19 +67,24 @@ def answers_of_engines(
 
 
 def main(asked: str, answered: str) -> None:
-    engines, requests = json.loads(Path(asked).read_text())
-    Path(answered).write_text(json.dumps([_answered_by(settings, requests) for settings in engines]))
+    model, engines, requests = json.loads(Path(asked).read_text())
+    found = [answers_in_this_process(Path(model), requests, **settings) for settings in engines]
+    Path(answered).write_text(json.dumps(found))
 
 
-def _answered_by(settings: Mapping[str, Any], requests: Sequence[Request]) -> list[dict[str, Any]]:
+def answers_in_this_process(
+    model: Path, requests: Sequence[Request], **settings: Any
+) -> list[dict[str, Any]]:
+    """Return what `answers` does; vLLM changes torch in the process."""
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 
     from flagscale_testing.ahead import scheduler
     from vllm_flagscale.guidance.wiring import PROCESSOR
 
+    settings = {**_SETTINGS, **settings}
     named = scheduler(settings["async_scheduling"])
-    engine = LLM(**settings, scheduler_cls=named, logits_processors=[PROCESSOR])
+    engine = LLM(model=str(model), **settings, scheduler_cls=named, logits_processors=[PROCESSOR])
     errors = [_refusal(engine, fields) for _, fields in requests]
     accepted = [request for request, error in zip(requests, errors, strict=True) if error is None]
     folders = sorted({fields["adapter"] for _, fields in accepted if "adapter" in fields})

@@ -1,4 +1,4 @@
-"""What the other fields of a guided request do, on one engine that answers all of them at once."""
+"""What the fields of a guided request do, and what it draws: one engine answers all of them at once."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
+from flagscale_testing.engines import ENVIRONMENT
 from flagscale_testing.guided import Case, byte_level_tokenizer, greedy_answers, make_llama
-from flagscale_testing.guided_engine import answers
-from tests.e2e.test_serve import has_vllm
+from flagscale_testing.guided_engine import answers_in_this_process
+from tests.inside_vllm.test_guidance_draws import DRAWS, p_value
 
-pytestmark = [
-    pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
-    pytest.mark.timeout(900),
-]
+SCALE = 3.0
 PROMPT = [257, *range(40, 57)]
 NEGATIVE = [257, 3, 4, 5]
 GREEDY = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
@@ -67,18 +67,29 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llama(tmp_path_factory.mktemp("guided") / "llama")
 
 
-@pytest.fixture(scope="module")
-def found(model: Path) -> dict[str, dict[str, Any]]:
-    guidance = {"guidance_scale": 3.0, "negative_prompt_token_ids": NEGATIVE}
-    asked = [(PROMPT, {"extra_args": guidance, **fields}) for fields in REQUESTS.values()]
-    return dict(zip(REQUESTS, answers(model, asked, async_scheduling=True), strict=True))
-
-
 Found = dict[str, dict[str, Any]]
+ANSWERS = 100
+"""Per request for one token; each answer has a seed of its own, the request's and its number."""
+
+
+@pytest.fixture(scope="module")
+def found(model: Path) -> Found:
+    drawn = {
+        f"one token, {seed}": {"temperature": 1.0, "max_tokens": 1, "n": ANSWERS, "seed": seed}
+        for seed in range(0, DRAWS, ANSWERS)
+    }
+    every = {**REQUESTS, **drawn}
+    guidance = {"guidance_scale": SCALE, "negative_prompt_token_ids": NEGATIVE}
+    asked = [(PROMPT, {"extra_args": guidance, **fields}) for fields in every.values()]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
+            patch.setenv(name, value)
+        got = answers_in_this_process(model, asked, async_scheduling=True, max_num_seqs=256)
+    return dict(zip(every, got, strict=True))
 
 
 def test_greedy_tokens_are_those_of_transformers(found: Found, model: Path) -> None:
-    case = Case(tuple(PROMPT), tuple(NEGATIVE), 3.0)
+    case = Case(tuple(PROMPT), tuple(NEGATIVE), SCALE)
     assert found["greedy"]["tokens"] == greedy_answers(model, [case], GREEDY["max_tokens"])
 
 
@@ -128,3 +139,18 @@ def test_refusals_name_the_field(found: Found) -> None:
     assert found["a penalty"] == {
         "error": "`repetition_penalty` 1.3 cannot be combined with `guidance_scale`; set it to 1"
     }
+
+
+def test_an_engine_draws_from_the_distribution_of_transformers(found: Found, model: Path) -> None:
+    reference = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.no_grad():
+        prompt, negative = (reference(torch.tensor([ids])).logits[0, -1] for ids in (PROMPT, NEGATIVE))
+    drawn = [answer for name, one in found.items() if "one token" in name for answer in one["tokens"]]
+    counts = torch.bincount(torch.tensor(drawn).flatten(), minlength=len(prompt))
+    assert counts.sum() == DRAWS
+
+    def p(scale: float) -> float:
+        return p_value(counts, (negative + scale * (prompt - negative)).softmax(0) * DRAWS)
+
+    assert p(SCALE) > 0.001
+    assert p(SCALE - 1) < 0.001
