@@ -17,7 +17,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3.12 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet transformers==5.19.0 tokenizers==0.23.3 jinja2 pillow numpy
+"$folder/venv/bin/pip" install --quiet transformers==5.19.0 tokenizers==0.23.3 \
+    jinja2==3.1.6 pillow==13.0.0 numpy==2.3.5
 cat > "$folder/show.py" <<'PYTHON'
 from itertools import takewhile
 

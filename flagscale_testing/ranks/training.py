@@ -19,7 +19,7 @@ from flagscale.run.env import FAILURE_FILE
 from flagscale_testing.ports import free_port
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 240.0
+PATIENCE = 480.0
 """Seconds after which a run counts as hanging, even if ten others share the CPU cores."""
 SAVE_INTERVAL = 3
 TRAIN_ITERS = 6

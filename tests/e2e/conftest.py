@@ -18,6 +18,7 @@ import pytest
 from flagscale.node import processes
 from flagscale.run.rundir import RunDir
 from flagscale_testing.jobs.demo import TINY
+from flagscale_testing.ranks.training import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -54,7 +55,7 @@ class Experiment:
             f"experiment.exp_dir='{exp_dir}'", *self.overrides, f"action={action}", *more,
         ]  # fmt: skip
 
-    def __call__(self, action: str, *more: str, timeout: float = 240) -> Command:
+    def __call__(self, action: str, *more: str, timeout: float = PATIENCE) -> Command:
         done = subprocess.run(
             self.words(action, *more), cwd=self.cwd, capture_output=True, text=True, timeout=timeout
         )
@@ -68,7 +69,7 @@ class Experiment:
         lines = path.read_text().splitlines() if path.exists() else []
         return [record for record in map(json.loads, lines) if "iteration_ms" in record]
 
-    def wait_for_iteration(self, iteration: int, seconds: float = 240) -> None:
+    def wait_for_iteration(self, iteration: int, seconds: float = PATIENCE) -> None:
         wait_until(lambda: bool(self.metrics()) and self.metrics()[-1]["iteration"] >= iteration, seconds)
 
     def processes(self) -> set[psutil.Process]:

@@ -21,7 +21,7 @@ CATALOG = ROOT / "flagscale/engines/catalog/vllm.json"
 
 pytestmark = [
     pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
 ]
 
 
