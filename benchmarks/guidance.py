@@ -10,17 +10,17 @@ thread each. With 8 guided requests:
 - without: 16 ordinary requests in the engine that guides against the other engine
 - memory: the most KV cache blocks that 8 guided requests use at a time, against 8 ordinary ones
 
-Prints, per model and temperature, the speed relative to the ordinary side: the median over rounds of ratios
-of CPU seconds, with the smallest and the largest.
+Prints, per model and temperature, the speed relative to the ordinary side. The steps of a load do the same
+work in every round, so a load costs the sum of the fewest CPU seconds that each of its steps took in any
+round: other work on the machine only adds to them. In brackets, the same from each half of the rounds.
 
-    python -m benchmarks.guidance [--rounds 7] [--models tiny middle ...] [--guided 8]
+    python -m benchmarks.guidance [--rounds 8] [--models tiny middle ...] [--guided 8]
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -45,7 +45,7 @@ Key = tuple[str, Load]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=8, help="at least 2")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS])
     parser.add_argument("--guided", type=int, default=8, help="number of guided requests")
     arguments = parser.parse_args()
@@ -120,13 +120,18 @@ def row(
         if what == "memory":
             cells.append(f"{found[ours][0].blocks / found[theirs][0].blocks:.2f}")
             continue
-        field = "short_cpu" if what == "beside" else "cpu"
-        ratios = [
-            getattr(other, field) / getattr(mine, field)
-            for mine, other in zip(found[ours], found[theirs], strict=True)
-        ]
-        cells.append(f"**{statistics.median(ratios):.3f}** ({min(ratios):.3f} to {max(ratios):.3f})")
+        whole, *halves = (
+            cpu(found[theirs][part], what) / cpu(found[ours][part], what)
+            for part in (slice(None), slice(0, None, 2), slice(1, None, 2))
+        )
+        cells.append(f"**{whole:.3f}** ({halves[0]:.3f}, {halves[1]:.3f})")
     return f"| {' | '.join(cells)} |"
+
+
+def cpu(rounds: Sequence[Cost], what: str) -> float:
+    """Return the CPU seconds of a load: of each of its steps, the fewest of all rounds."""
+    steps: list[float] = [min(each) for each in zip(*(one.steps for one in rounds), strict=True)]
+    return sum(steps[: rounds[0].short_steps] if what == "beside" else steps)
 
 
 if __name__ == "__main__":

@@ -40,11 +40,14 @@ class Load:
 
 @dataclass(frozen=True)
 class Cost:
-    """CPU seconds until all requests, and until the short ones, have ended; the most KV cache blocks used."""
+    """What the steps of an engine cost until all requests have ended."""
 
-    cpu: float
-    short_cpu: float
+    steps: tuple[float, ...]
+    """CPU seconds of each step."""
+    short_steps: int
+    """The number of steps until the short requests have ended."""
     blocks: int
+    """The most KV cache blocks used."""
 
 
 def serve(commands: Connection, folder: Path, model: Model, guides: bool) -> None:
@@ -130,10 +133,14 @@ def _run(engine: Any, load: Load, model: Model) -> Cost:
         add(f"short {number}", model.tokens // 2)
     pool = engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
     free = pool.get_num_free_blocks()
-    begun, short_cpu, blocks = time.process_time(), 0.0, 0
+    steps: list[float] = []
+    short_steps, blocks = 0, 0
     while engine.has_unfinished_requests():
-        short -= {one.request_id for one in engine.step() if one.finished}
+        begun = time.process_time()
+        ended = engine.step()
+        steps.append(time.process_time() - begun)
+        short -= {one.request_id for one in ended if one.finished}
         blocks = max(blocks, free - pool.get_num_free_blocks())
-        if not short and not short_cpu:
-            short_cpu = time.process_time() - begun
-    return Cost(time.process_time() - begun, short_cpu, blocks)
+        if not short and not short_steps:
+            short_steps = len(steps)
+    return Cost(tuple(steps), short_steps, blocks)

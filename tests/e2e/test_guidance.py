@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "
 ANSWER = {"max_tokens": 12, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 KEY = {"Authorization": "Bearer secret"}
 GUIDED = {"guidance_scale": 3.0, "negative_prompt": NEGATIVE}
+ENGINE = re.compile(r'engine="(\d+)"')
 
 
 @pytest.fixture(scope="module")
@@ -44,29 +47,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, config: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "run.py"), "--config-path", str(ROOT / "examples/aquila/conf")]
-    command += ["--config-name", config, f"experiment.exp_dir={folder / config}", *words]
+    command += ["--config-name", config, *words]
     environment = {**os.environ, **ENVIRONMENT}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def end(exp_dir: Path) -> None:
-    if plan := RunDir(exp_dir).read_plan():
-        processes.end(lambda: processes.of_run(plan.run_id), grace=0)
+@contextmanager
+def served(folder: Path, exp_dir: Path, *words: str) -> Iterator[str]:
+    """Serve the model with guidance in the meantime; return the address."""
+    port = free_port()
+    key = KEY["Authorization"].removeprefix("Bearer ")
+    own = [f"experiment.exp_dir={exp_dir}", f"serve.model={folder / 'm'}", f"serve.port={port}"]
+    own += [f"+serve.api_key={key}", "+serve.guidance=true", *words]
+    try:
+        started = run(folder, "config_serve", *own, "action=run")
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        if plan := RunDir(exp_dir).read_plan():
+            processes.end(lambda: processes.of_run(plan.run_id), grace=0)
 
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    """The address of a server with guidance."""
-    port = free_port()
-    words = [f"serve.model={folder / 'm'}", f"serve.port={port}", "+serve.guidance=true"]
-    words += [f"+serve.api_key={KEY['Authorization'].removeprefix('Bearer ')}"]
-    words += ["+serve.num_gpu_blocks_override=4"]  # room for 3 x 128 tokens: requests wait and lose places
-    try:
-        started = run(folder, "config_serve", *words, "action=run")
-        assert started.returncode == 0, started.stdout + started.stderr
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        end(folder / "config_serve")
+    """The address of a server with room for 3 x 128 tokens: requests wait and lose places."""
+    with served(folder, folder / "serve", "+serve.num_gpu_blocks_override=4") as address:
+        yield address
 
 
 def plain(text: str) -> tuple[int, ...]:
@@ -220,6 +226,24 @@ async def leave(url: str, clients: int) -> None:
             await asyncio.gather(*(one(client, *plan) for plan in plans[start : start + 30]))
 
 
+@pytest.mark.slow  # two engines of their own
+def test_two_data_parallel_engines_answer_as_transformers(folder: Path) -> None:
+    prompts = [f"{TEXT}{number}" for number in range(8)]
+    cases = [Case(plain(text), plain(NEGATIVE), 3.0) for text in prompts]
+    with served(folder, folder / "two", "+serve.data_parallel_size=2") as url:
+        asked = {**ANSWER, **GUIDED, "prompt": prompts}
+        assert tokens(post(url, "completions", **asked)) == greedy_answers(folder / "m", cases, 12)
+        assert engines_that_answered(url) == {"0", "1"}
+
+
+def engines_that_answered(url: str) -> set[str]:
+    import httpx
+
+    lines = httpx.get(f"{url}/metrics", timeout=60).text.splitlines()
+    counts = [line for line in lines if line.startswith("vllm:request_success_total{")]
+    return {found[1] for line in counts if not line.endswith(" 0.0") and (found := ENGINE.search(line))}
+
+
 @pytest.mark.slow  # an engine of its own; the unit tests cover what a batch does around it
 def test_a_batch_answers_as_transformers(folder: Path) -> None:
     lines: list[dict[str, Any]] = [
@@ -238,6 +262,7 @@ def test_a_batch_answers_as_transformers(folder: Path) -> None:
     done = run(
         folder,
         "config_inference",
+        f"experiment.exp_dir={folder / 'batch'}",
         f"inference.llm.model={folder / 'm'}",
         "~inference.generate.prompts",
         f"+inference.generate.prompts_file={file}",
@@ -248,7 +273,7 @@ def test_a_batch_answers_as_transformers(folder: Path) -> None:
         "action=test",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    results = RunDir(folder / "config_inference").results
+    results = RunDir(folder / "batch").results
     records = [json.loads(line) for line in Path(results).read_text().splitlines()]
     cases = [
         Case(plain(TEXT), plain(NEGATIVE), 3.0),
