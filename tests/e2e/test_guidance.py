@@ -230,7 +230,9 @@ async def leave(url: str, clients: int) -> None:
 def test_two_data_parallel_engines_answer_as_transformers(folder: Path) -> None:
     prompts = [f"{TEXT}{number}" for number in range(8)]
     cases = [Case(plain(text), plain(NEGATIVE), 3.0) for text in prompts]
-    with served(folder, folder / "two", "+serve.data_parallel_size=2") as url:
+    with served(
+        folder, folder / "two", "+serve.data_parallel_size=2", "+experiment.runner.nproc_per_node=2"
+    ) as url:
         asked = {**ANSWER, **GUIDED, "prompt": prompts}
         assert tokens(post(url, "completions", **asked)) == greedy_answers(folder / "m", cases, 12)
         assert engines_that_answered(url) == {"0", "1"}

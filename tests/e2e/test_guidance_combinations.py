@@ -22,7 +22,7 @@ from tests.e2e.test_serve import has_vllm
 pytestmark = [
     pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
     pytest.mark.timeout(900),
-    pytest.mark.slow,  # an engine per test; test_guidance_fields.py has a constraint among its requests
+    pytest.mark.slow,  # an engine per test; test_guided_engine.py has a constraint among its requests
 ]
 
 CASES = [*cases()]
@@ -62,9 +62,11 @@ def test_both_rows_use_the_adapter(model: Path, adapters: list[Path], tmp_path: 
 
 
 SENTENCES = ["yes!", "yellow", "no", *(f"{number:03d}!" for number in range(1000))]
+# No sentence begins with another one: where one may end, outlines_core 0.2.14 allows the end, and
+# other tokens only if it may end after them as well.
 CONSTRAINTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "regex": ({"regex": "(yes!|yellow|no|[0-9]{3}!)"}, SENTENCES),
-    "choice": ({"choice": ["yes!", "yellow", "no", "nothing"]}, ["yes!", "yellow", "no", "nothing"]),
+    "choice": ({"choice": ["yes!", "yellow", "no", "nay"]}, ["yes!", "yellow", "no", "nay"]),
     "json": ({"json": {"type": "string", "enum": ["one", "two", "twelve"]}}, ['"one"', '"two"', '"twelve"']),
 }
 

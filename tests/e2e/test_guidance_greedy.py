@@ -15,7 +15,7 @@ from tests.e2e.test_serve import has_vllm
 pytestmark = [
     pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
     pytest.mark.timeout(900),
-    pytest.mark.slow,  # test_guidance.py compares a server's answers, test_guidance_fields.py an engine's
+    pytest.mark.slow,  # test_guidance.py compares a server's answers, test_guided_engine.py an engine's
 ]
 TOKENS = 24
 SCALE = "guidance_scale"

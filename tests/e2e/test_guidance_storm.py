@@ -29,7 +29,7 @@ def storms(folder: Path, seed: int, count: int, *settings: str) -> list[str]:
 
 @pytest.mark.slow  # three engines; the played worker's storms show the scheduler's part
 def test_answers_in_a_storm_are_those_in_calm(tmp_path: Path) -> None:
-    lines = storms(tmp_path / "model", 5, 40, "few_blocks_cache", "few_blocks_sync")
+    lines = storms(tmp_path / "model", 5, 80, "few_blocks_cache", "few_blocks_sync")
     assert [line.partition(":")[0] for line in lines] == ["few_blocks_cache", "few_blocks_sync"]
     assert not any(" 0 preemptions" in line for line in lines)
 
