@@ -32,7 +32,8 @@ TRAINING = (*ONE_SET, "train_data_path", LIST_PER_SPLIT)
 """Arguments that name the data of the training itself."""
 NAMES = (*ONE_SET, *SET_PER_SPLIT, LIST_PER_SPLIT)
 DEFAULT_SPLIT = "969, 30, 1"
-_OBJECT_STORAGE = ("s3://", "msc://")
+OBJECT_STORAGE = ("s3://", "msc://")
+"""How prefixes begin that are not files."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Blend:
 
     def files(self, cwd: Path) -> list[Path]:
         """Return the prefixes that are files, relative to `cwd`; those in object storage are not."""
-        return [cwd / prefix for prefix in self.prefixes if not prefix.startswith(_OBJECT_STORAGE)]
+        return [cwd / prefix for prefix in self.prefixes if not prefix.startswith(OBJECT_STORAGE)]
 
     def sequences(self, prefix: Path) -> tuple[int, int]:
         """Return the range of sequences of a sound prefix that this split reads."""
@@ -157,7 +158,7 @@ def read_lists(
             found[name, split] = list(words)
     for name, read in (("data_args_path", _read_words), (LIST_PER_SPLIT, _read_table)):
         path = values.get(name)
-        if path and not path.startswith(_OBJECT_STORAGE):
+        if path and not path.startswith(OBJECT_STORAGE):
             try:
                 for split, words in read(cwd / path).items():
                     if words:

@@ -26,6 +26,7 @@ from flagscale.checks.blend import (
     shares,
 )
 from flagscale.checks.schedule import DEFAULT_EVAL_INTERVAL, unit_of
+from flagscale.checks.sft import is_instruction_tuning, samples_of
 from flagscale.errors import Violation
 
 READ = (
@@ -130,8 +131,7 @@ def _shortage(blend: Blend, values: Mapping[str, Any], cwd: Path) -> str:
     is_repeated = blend.weights is not None or len(blend.prefixes) == 1
     if wanted is None or has_sets or is_repeated or len(files) < len(blend.prefixes):
         return ""
-    tokens = [indexed.tokens_between(prefix, *blend.sequences(prefix)) for prefix in files]
-    found = sum((count - 1) // values["seq_length"] for count in tokens)
+    found = sum(_samples(blend, prefix, values) for prefix in files)
     if found >= wanted:
         return ""
     return (
@@ -139,6 +139,14 @@ def _shortage(blend: Blend, values: Mapping[str, Any], cwd: Path) -> str:
         f"reads {wanted:,}: prefixes without weights are read only once; give each a weight "
         "(`[1, PREFIX, 1, PREFIX]`) to repeat them"
     )
+
+
+def _samples(blend: Blend, prefix: Path, values: Mapping[str, Any]) -> int:
+    """Return how many samples a split draws from a prefix in one pass."""
+    begin, end = blend.sequences(prefix)
+    if is_instruction_tuning(values):
+        return samples_of(indexed.lengths(prefix)[begin:end], values)
+    return int((indexed.tokens_between(prefix, begin, end) - 1) // values["seq_length"])
 
 
 def _wanted_samples(split: str, values: Mapping[str, Any]) -> int | None:

@@ -11,11 +11,13 @@ from flagscale.checks import blend, blend_rules, picture_data, vocabulary
 from flagscale.checks.blend import named_files
 from flagscale.checks.blend_rules import blend_violations, list_violations, size_violations
 from flagscale.checks.indexed import bin_path, problems
+from flagscale.checks.loss_masks import SEPARATE, separate_remarks, separate_violations
 from flagscale.checks.model_folder import folder_violations, is_path
 from flagscale.checks.picture_data import picture_data_violations, picture_remarks
 from flagscale.checks.picture_prompts import PictureBatch, picture_problems
 from flagscale.checks.pictures import has_pictures
 from flagscale.checks.prompts import read_prompts
+from flagscale.checks.sft import NO_PACKING, conversation_violations, is_instruction_tuning
 from flagscale.errors import Violation
 
 _TOKENIZER_FILES = {vocabulary.OF_FILES: ("vocab_file", "merge_file")}
@@ -39,7 +41,7 @@ def inputs_of(values: Mapping[str, Any], *, has_own_data: bool = False) -> dict[
     """Return the arguments (by dest) that `data_violations` reads."""
     if has_pictures(values):
         return {name: values.get(name) for name in (*picture_data.READ, *vocabulary.READ)}
-    names = {*blend.NAMES, *blend_rules.READ, *vocabulary.READ}
+    names = {*blend.NAMES, *blend_rules.READ, *vocabulary.READ, NO_PACKING, SEPARATE}
     inputs = {name: values[name] for name in sorted(names) if values.get(name) is not None}
     return {**inputs, HAS_OWN_DATA: True} if has_own_data else inputs
 
@@ -65,12 +67,13 @@ def data_violations(
 ) -> Iterator[Violation]:
     """Yield every violation in the data and tokenizer that arguments (by dest) name, relative to `cwd`.
 
-    A program with its own data need not be given any; the files that its arguments do name must exist.
+    A program with its own data need not be given any; the files that its arguments do name must exist. This
+    is not meant for instruction tuning, whose data is named as that of `train_gpt`.
     """
     if has_pictures(values):
         yield from picture_data_violations(values, cwd)
     else:
-        yield from _data_violations(values, cwd, has_own_data)
+        yield from _data_violations(values, cwd, has_own_data and not is_instruction_tuning(values))
     yield from _tokenizer_violations(values, cwd)
 
 
@@ -80,6 +83,7 @@ def data_remarks(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Viol
     yield from vocabulary.tokenizer_remarks(values, cwd)
     if has_pictures(values):
         yield from picture_remarks(values)
+    yield from separate_remarks(values, cwd)
     for name, prefix in named_files(values, cwd):
         if not problems(prefix) and vocabulary.range_of(prefix) is None:
             size = bin_path(prefix).stat().st_size
@@ -108,6 +112,8 @@ def _data_violations(values: Mapping[str, Any], cwd: Path, has_own_data: bool) -
             wrong += found
             if not found:
                 sound.append((name, prefix))
+        mask_rules = conversation_violations if is_instruction_tuning(values) else separate_violations
+        wrong += mask_rules(values, cwd)
         yield from wrong
         yield from vocabulary.vocabulary_violations(values, sound, cwd)
         if not wrong and not has_own_data:

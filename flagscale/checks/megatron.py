@@ -20,6 +20,7 @@ from flagscale.checks.experts import (
 from flagscale.checks.pictures import has_pictures
 from flagscale.checks.saving import saving_violations
 from flagscale.checks.schedule import unit_of
+from flagscale.checks.sft import PROGRAM
 from flagscale.checks.stablelm2 import stablelm2_remarks
 from flagscale.errors import Violation, nearest
 
@@ -272,7 +273,6 @@ NOT_SUPPORTED = (
     "overlap_moe_expert_parallel_comm",
     "dataloader_inter_document_masking",
     "per_dataset_sequences_path",
-    "sft",
     "fim_data",
     "perform_rl_step",
 )
@@ -285,3 +285,6 @@ def program_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         if values.get(name):
             what = "is not supported by FlagScale's forward step; remove it, or set"
             yield name, f"`{name}` {what} experiment.task.entrypoint to a program with its own `forward_step`"
+    if values.get("sft"):
+        what = f"`sft` is not supported; remove it, and train with `experiment.task.entrypoint: {PROGRAM}`"
+        yield "sft", f"{what} on pairs that tools/datasets/chat.py has made"

@@ -14,9 +14,11 @@ from flagscale.checks.context import context_violations
 from flagscale.checks.data import data_violations
 from flagscale.checks.latent import latent_violations
 from flagscale.checks.layers import cpu_violations, local_violations, torch_violations
+from flagscale.checks.loss_masks import SEPARATE
 from flagscale.checks.megatron import program_violations, silent_violations
 from flagscale.checks.pictures import has_pictures, picture_violations
 from flagscale.checks.saving import resuming_violations
+from flagscale.checks.sft import is_instruction_tuning, sft_violations
 from flagscale.checks.stablelm2 import stablelm2_violations
 from flagscale.checks.validation import validation_violations
 from flagscale.errors import Violation
@@ -68,9 +70,15 @@ def worker_violations(
         own_parts: which of `PARTS` the training program has itself; `train_gpt` has none.
     """
     found: dict[Violation, None] = {}
+    if is_instruction_tuning(variants[0]):
+        own_parts = ()  # it has such parts, which read the same arguments
     for values in variants:
+        if is_instruction_tuning(values):
+            found |= dict.fromkeys(sft_violations(values))
         if DATASETS not in own_parts:
             found |= dict.fromkeys(validation_violations(values))
+        else:
+            found |= dict.fromkeys(_own_data_violations(values))
         if FORWARD_STEP not in own_parts:
             found |= dict.fromkeys(program_violations(values))
         if has_pictures(values):
@@ -78,6 +86,11 @@ def worker_violations(
         found |= dict.fromkeys(argument_violations(values, machine))
     found |= dict.fromkeys(data_violations(variants[0], has_own_data=DATASETS in own_parts))
     yield from found
+
+
+def _own_data_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    if values.get(SEPARATE):
+        yield SEPARATE, f"`{SEPARATE}` has no effect: the program has data of its own; remove it"
 
 
 def argument_violations(values: Mapping[str, Any], machine: Capabilities) -> Iterator[Violation]:

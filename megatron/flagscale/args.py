@@ -17,6 +17,7 @@ from megatron.flagscale.chips import HOST_BACKEND, chip
 from megatron.flagscale.group_routing import add_routing_args
 from megatron.flagscale.patching import Patch
 from megatron.flagscale.schedule import add_schedule_args
+from megatron.flagscale.sft.arguments import add_mask_args
 
 AddArguments = Callable[[argparse.ArgumentParser], object]
 """Adds a training program's own arguments to a parser; the return value is ignored."""
@@ -78,6 +79,7 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
         '{"meshes": [{"tp", "cp", "ep", "dp", "pp", "layers"}, ...], "cpu_communication", ...}. '
         "Each rank finds its own degrees in it.",
     )
+    add_mask_args(group)
     add_routing_args(group)
     add_schedule_args(group)
     for dest, (choice, _) in _our_choices().items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,24 +17,14 @@ from megatron.training import get_args, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
 from flagscale.checks.blend import content
+from flagscale.checks.loss_masks import SEPARATE
 from flagscale.errors import UserError
 from megatron.flagscale.checks import data_problems
 from megatron.flagscale.chips import chip
+from megatron.flagscale.datasets import ContentGPTDataset, SeparateMaskDataset
 from megatron.flagscale.layers.documents import document_starts
 
 _FIELDS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
-
-
-class ContentGPTDataset(GPTDataset):
-    """The engine's dataset, whose cached sample index also belongs to the content of the data.
-
-    The engine names a cache after the configuration alone, so it would read a corpus that was built again
-    under the same prefix by the index of the old one.
-    """
-
-    @staticmethod
-    def _key_config_attributes() -> list[str]:
-        return [*GPTDataset._key_config_attributes(), "content"]
 
 
 def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | None = None) -> list[Any]:
@@ -66,12 +56,14 @@ def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | Non
         data_parallel_size=args.data_parallel_size,
     )
     config.content = content(vars(args))
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0 and (problems := data_problems(vars(args), get_tokenizer())):
-        raise UserError(problems)
-    dataset_type = MockGPTDataset if args.mock_data else ContentGPTDataset
+    refuse_wrong_data()
+    dataset_type: type[GPTDataset] = SeparateMaskDataset if getattr(args, SEPARATE) else ContentGPTDataset
+    if args.mock_data:
+        dataset_type = MockGPTDataset
+    is_everywhere = args.reset_attention_mask
 
     def has_data() -> bool:
-        return _reads_data(vp_stage) and mpu.get_tensor_model_parallel_rank() == 0
+        return reads_data(vp_stage, is_everywhere) and mpu.get_tensor_model_parallel_rank() == 0
 
     datasets: list[Any] = BlendedMegatronDatasetBuilder(dataset_type, num_samples, has_data, config).build()
     return datasets
@@ -81,10 +73,17 @@ def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | Non
 build_datasets.is_distributed = True  # type: ignore[attr-defined]
 
 
-def _reads_data(vp_stage: int | None) -> bool:
-    """Return whether a stage needs batches: with tokens or labels, or whenever documents are masked."""
+def refuse_wrong_data() -> None:
+    """Raise `UserError` if the data does not fit the tokenizer; one rank of each host checks it."""
+    args = get_args()
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0 and (problems := data_problems(vars(args), get_tokenizer())):
+        raise UserError(problems)
+
+
+def reads_data(vp_stage: int | None, is_everywhere: bool) -> bool:
+    """Return whether a stage needs batches: with tokens or labels, or all of them if documents are masked."""
     is_end = bool(is_first_or_last_pipeline_stage(vp_stage))
-    return is_end or _has_heads(vp_stage) or get_args().reset_attention_mask
+    return is_end or _has_heads(vp_stage) or is_everywhere
 
 
 def _has_heads(vp_stage: int | None) -> bool:
@@ -96,13 +95,26 @@ def _has_heads(vp_stage: int | None) -> bool:
     return bool(mtp_on_this_rank(layout, args.mtp_num_layers, vp_stage is None, vp_stage))
 
 
+StartsOf = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+"""Finds the start of each token's document in a micro-batch of whole samples: `[b, s]` on the host."""
+
+
 def get_batch(
-    data_iterator: Iterator[dict[str, torch.Tensor]] | None, vp_stage: int | None
+    data_iterator: Iterator[dict[str, torch.Tensor]] | None,
+    vp_stage: int | None,
+    starts_of: StartsOf | None = None,
 ) -> dict[str, Any]:
-    """Return this rank's part of the next micro-batch; all values are None if its stage reads no data."""
-    if not _reads_data(vp_stage):
-        return dict.fromkeys(_FIELDS)
+    """Return this rank's part of the next micro-batch; all values are None if its stage reads no data.
+
+    With `starts_of`, every stage reads it, and attention stays within the documents that it finds. By default
+    documents are masked with `reset_attention_mask` and end where the tokenizer says.
+    """
     args = get_args()
+    is_everywhere = starts_of is not None or args.reset_attention_mask
+    if not reads_data(vp_stage, is_everywhere):
+        return dict.fromkeys(_FIELDS)
+    if starts_of is None and args.reset_attention_mask and args.transformer_impl == "torch":
+        starts_of = _after_ends
     tp_group = mpu.get_tensor_model_parallel_group()
     batch: dict[str, Any] = {}
     if mpu.get_tensor_model_parallel_rank() == 0:
@@ -123,17 +135,19 @@ def get_batch(
         micro_batch_size=args.micro_batch_size if torch.is_grad_enabled() else args.eval_micro_batch_size,
         seq_length=args.seq_length,
         mtp_on_this_rank=_has_heads(vp_stage),
-        # Documents are found in the tokens, so every stage gets them, as in a pipeline of one stage.
-        pipeline_model_parallel_size=1 if args.reset_attention_mask else args.pipeline_model_parallel_size,
+        # Documents are found in the batch, so every stage gets all of it, as in a pipeline of one stage.
+        pipeline_model_parallel_size=1 if is_everywhere else args.pipeline_model_parallel_size,
         is_pipeline_first_stage=mpu.is_pipeline_first_stage(
             ignore_virtual=vp_stage is None, vp_stage=vp_stage
         ),
         is_pipeline_last_stage=mpu.is_pipeline_last_stage(ignore_virtual=vp_stage is None, vp_stage=vp_stage),
     )
-    starts = None
-    if args.reset_attention_mask and args.transformer_impl == "torch":
-        starts = document_starts(batch["tokens"], get_tokenizer().eod)
+    starts = None if starts_of is None else starts_of(batch)
     batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
     if starts is not None:
         batch["attention_mask"] = starts
     return {name: batch[name] for name in _FIELDS}
+
+
+def _after_ends(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return document_starts(batch["tokens"], get_tokenizer().eod)

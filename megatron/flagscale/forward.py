@@ -5,7 +5,7 @@ Nothing heavy is imported before the first call, because training programs impor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,12 +14,19 @@ if TYPE_CHECKING:
 
 def forward_step(data_iterator: Iterator[Any] | None, model: Any) -> tuple[torch.Tensor, Any]:
     """Run one micro-batch through this rank's part of the model; return its output and the loss function."""
+    from megatron.flagscale.data import get_batch
+
+    return step(data_iterator, model, get_batch)
+
+
+def step(
+    data_iterator: Iterator[Any] | None, model: Any, get_batch: Callable[..., dict[str, Any]]
+) -> tuple[torch.Tensor, Any]:
+    """Do the same with the batch that `get_batch(data_iterator, vp_stage)` returns."""
     import functools
 
     from megatron.core.utils import get_attr_wrapped_model
     from megatron.training import get_timers
-
-    from megatron.flagscale.data import get_batch
 
     timers = get_timers()
     timers("batch-generator", log_level=2).start()

@@ -15,7 +15,6 @@ _WORDS = {
     "rename": "renamed to `{}`",
     "drop": "dropped: {}",
     "refuse": "refused: {}",
-    "later": "not in this version yet: {}",
 }
 
 

@@ -9,19 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flagscale.errors import Problem
-
 
 @dataclass(frozen=True)
 class Change:
-    """The treatment of a key: it is renamed, dropped with a notice, refused, or not available yet.
+    """The treatment of a key: it is renamed, dropped with a notice, or refused.
 
-    The last two are dropped if the value has no effect: null, false, 0, an empty value, `off`.
+    A refused one is dropped if the value has no effect: null, false, 0, an empty value, `off`.
     """
 
-    act: Literal["rename", "drop", "refuse", "later"]
+    act: Literal["rename", "drop", "refuse"]
     text: str
-    """The new name; why it is dropped; what to do instead; or the feature that will read it."""
+    """The new name; why it is dropped; or what to do instead."""
     off: Any = None
 
 
@@ -37,16 +35,8 @@ def _refuse(instead: str, off: Any = None) -> Change:
     return Change("refuse", instead, off)
 
 
-def _later(feature: str, off: Any = None) -> Change:
-    return Change("later", feature, off)
-
-
 def _each(keys: str, change: Change) -> dict[str, Change]:
     return dict.fromkeys(keys.split(), change)
-
-
-SFT = "instruction tuning"
-"""A feature that this version does not have yet."""
 
 
 _NO_RETRO = "Retro models no longer exist in the engine; remove the key"
@@ -95,7 +85,6 @@ TASK: Mapping[str, Change] = {
             "validation_set_intervals (one per set, multiples of eval_interval)"
         ),
     ),
-    "apply_sft_dataset_separated_loss_mask_if_existed": _later(SFT),
     "device_type": _refuse("set experiment.runner.platform, or `type=` in the hostfile, instead"),
     "auto_tune": _drop("`action=auto_tune` itself sets what its trials need"),
     "eval_metric": _refuse("evaluation tasks are no longer supported"),
@@ -215,8 +204,3 @@ ENTRYPOINTS: Mapping[str, str] = {
         "vllm_flagscale.generate",
     ),
 }
-
-
-def not_yet(feature: str, where: str) -> Problem:
-    """Return the problem of what asks for a feature that this version does not have; one text per feature."""
-    return Problem(f"{feature}: not in this version yet", where)

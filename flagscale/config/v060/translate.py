@@ -17,7 +17,6 @@ from flagscale.config.v060.keys import (
     INFERENCE,
     TASK,
     Change,
-    not_yet,
 )
 from flagscale.config.v060.pictures import with_pictures
 from flagscale.config.v060.tokenizers import with_tokenizer
@@ -208,7 +207,5 @@ def _refuse_or_drop(
     """Report a key; one without an effect is only noticed."""
     if not (value if isinstance(value, bool) else value and value != change.off):
         notices.append(Problem("dropped because it has no effect", where))
-    elif change.act == "later":
-        problems.append(not_yet(change.text, where))
     else:
         problems.append(Problem("this key of FlagScale v0.6.0 is no longer supported", where, change.text))

@@ -12,6 +12,7 @@ from flagscale.checks.data import data_remarks, inputs_of
 from flagscale.checks.degrees import degrees
 from flagscale.checks.megatron import remarks
 from flagscale.checks.pictures import ENERGON, has_pictures
+from flagscale.checks.sft import is_instruction_tuning
 from flagscale.checks.worker import DATASETS, FORWARD_STEP, MODEL_CONFIG, with_defaults
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.engine_args import EngineArguments, FlatKey, Unknown, flatten, render
@@ -92,7 +93,8 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         packages=(*[PACKAGE] * uses_wandb, *[ENERGON] * has_pictures(arguments.values)),
         secrets={**read.secrets, **login.secrets},
         arguments=with_defaults(arguments.values, {*arguments.paths}, machine_of(hosts)),
-        has_own_model=bool({MODEL_CONFIG, FORWARD_STEP} & read.program.own_parts),
+        has_own_model=bool({MODEL_CONFIG, FORWARD_STEP} & read.program.own_parts)
+        and not is_instruction_tuning(arguments.values),
         texts=arguments.texts,
         notices=(*read.notices, *notices),
     )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from megatron.core import mpu
-from megatron.training.training import update_seqlen_stats_from_cu_seqlens
 
 from flagscale.vision.tiling import Vision
 from megatron.flagscale.chips import chip
+from megatron.flagscale.metrics.lengths import count_lengths
 from megatron.flagscale.metrics.patches import add_flops
 from megatron.flagscale.vision.flops import tile_flops
 
@@ -22,16 +21,11 @@ _tiles: list[int] = []
 def count(lengths: Sequence[int] = (), tiles: int = 0) -> None:
     """Add the lengths of a micro-batch's samples, without padding, and its tiles.
 
-    All ranks have to call it in each forward step, with nothing if they do not read samples and pictures: the
-    trainer sums over all of them. It expects that each rank of a model has counted the same samples, so a
-    rank that reads counts for those that do not.
+    All ranks have to call it in each forward step, as `count_lengths`.
     """
-    if not torch.is_grad_enabled():
-        return  # evaluations are not part of the training
-    copies = mpu.get_tensor_model_parallel_world_size() * mpu.get_pipeline_model_parallel_world_size()
-    counted = [*lengths] * copies or [0]
-    update_seqlen_stats_from_cu_seqlens(torch.tensor([0, *accumulate(counted)]))
-    if mpu.get_context_parallel_rank() == 0:
+    count_lengths(lengths)
+    # Evaluations are not part of the training.
+    if torch.is_grad_enabled() and mpu.get_context_parallel_rank() == 0:
         _tiles.append(tiles)
 
 

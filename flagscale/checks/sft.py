@@ -1,0 +1,94 @@
+"""Rules of instruction tuning: between the arguments of `megatron.flagscale.train_gpt_sft`, and for its data.
+
+They apply to a program that has the arguments of `megatron.flagscale.sft.arguments`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flagscale.checks.blend import named_files
+from flagscale.checks.hetero.keys import MESHES
+from flagscale.checks.indexed import lengths, problems
+from flagscale.checks.loss_masks import (
+    SEPARATE,
+    TEXT,
+    has_masks,
+    mask_prefix,
+    mask_problem,
+    remote_violations,
+)
+from flagscale.checks.packing import sequences_of
+from flagscale.errors import Violation
+
+PROGRAM = "megatron.flagscale.train_gpt_sft"
+NO_PACKING = "no_packing"
+"""The argument (by dest) of each program with these rules: one conversation per sample."""
+_MASKS = "the masks beside the data say which tokens are learnt"
+_LENGTHS = "the lengths of conversations are read at each start"
+REFUSED: Mapping[str, tuple[Any, str]] = {
+    "mock_data": (False, "give pairs that tools/datasets/chat.py has made"),
+    "eod_mask_loss": (False, _MASKS),
+    SEPARATE: (False, f"{_MASKS}, always"),
+    "dataloader_fast_cache_load": (False, _LENGTHS),
+    "dataloader_defer_npy_index_mmap": (False, _LENGTHS),
+    "mtp_num_layers": (None, "prediction heads would read across conversations"),
+    "hetero_layout": (None, "unequal meshes are not supported with conversations"),
+}
+"""By dest: the value that has no effect, and why any other value is refused."""
+_OF_PACKING = ("reset_position_ids", "reset_attention_mask")
+
+
+def is_instruction_tuning(values: Mapping[str, Any]) -> bool:
+    """Return whether arguments (by dest) are those of an instruction tuning."""
+    return NO_PACKING in values
+
+
+def sft_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield the rules between the arguments (by dest) of an instruction tuning that they break."""
+    for name, (off, why) in REFUSED.items():
+        if (value := values.get(name)) and value != off:
+            shown = MESHES if name == "hetero_layout" else name
+            yield name, f"`{shown}` cannot be used with `{PROGRAM}`: {why}; remove it"
+    if not values.get("calculate_per_token_loss"):
+        what = "`calculate_per_token_loss: true` is required: samples differ in the number of learnt tokens"
+        yield "calculate_per_token_loss", f"{what}, and each of these tokens has to count the same"
+    if (layers := values.get("transformer_impl")) != "torch":
+        what = f"`transformer_impl: {layers}` is not supported with `{PROGRAM}`"
+        yield "transformer_impl", f"{what}; use `torch`, whose attention keeps conversations apart"
+    for name in _OF_PACKING:
+        if values.get(NO_PACKING) and values.get(name):
+            yield name, f"`{name}` has no effect with `{NO_PACKING}`: a sample has one document; remove it"
+
+
+def conversation_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
+    """Yield what is wrong with the pairs of conversations that arguments (by dest) name."""
+    yield from remote_violations(values, cwd)
+    limit = values.get("seq_length")
+    shorter = "tools/datasets/chat.py --longest"
+    for name, prefix in named_files(values, cwd):
+        if problems(prefix):
+            continue  # reported already
+        masks = mask_prefix(prefix)
+        if masks is None:
+            what = f"{prefix}: not the prefix of conversations: its name does not end with `{TEXT}`"
+            yield name, f"{what}; tools/datasets/chat.py makes such pairs"
+        elif not has_masks(prefix):
+            what = f"{masks}.bin, {masks}.idx: no such files, which say what of {prefix} is learnt"
+            yield name, f"{what}; make both pairs with tools/datasets/chat.py"
+        elif what := mask_problem(prefix):
+            yield name, what
+        elif isinstance(limit, int) and (longer := [one for one in lengths(prefix) if one > limit]):
+            what = f"{prefix}: {len(longer):,} conversations are longer than seq_length {limit}"
+            longest = f"the longest has {max(longer):,} tokens"
+            yield name, f"{what}, {longest}: set `seq_length: {max(longer)}`, or leave them out: {shorter}"
+
+
+def samples_of(sizes: Sequence[int], values: Mapping[str, Any]) -> int:
+    """Return how many samples conversations of these lengths fill; none is longer than a sample."""
+    counts = Counter(sizes)
+    del counts[0]
+    return counts.total() if values[NO_PACKING] else sequences_of(counts, int(values["seq_length"]))

@@ -1,0 +1,1 @@
+"""Instruction tuning: conversations packed into sequences, with a loss on chosen tokens only."""
