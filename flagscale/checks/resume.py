@@ -61,6 +61,7 @@ NOTICE = (
     *("moe_token_drop_policy", "moe_input_jitter_eps", "calculate_per_token_loss"),
     *("lr_wsd_decay_iters", "lr_wsd_decay_samples", "lr_wsd_decay_style", "max_position_embeddings"),
     *("several_images", "video_frames", "image_token", "video_token", "packing_buffer_size"),
+    *("no_packing", "apply_sft_dataset_separated_loss_mask_if_existed"),
     *("chat_template", *KEYS),
 )
 """The run continues and a notice says what changes; so do other data and another tokenizer."""

@@ -356,7 +356,6 @@ _IGNORED = {
     "overlap_moe_expert_parallel_comm": True,
     "dataloader_inter_document_masking": True,
     "per_dataset_sequences_path": "sequences.json",
-    "sft": True,
     "fim_data": True,
     "perform_rl_step": True,
 }
@@ -388,6 +387,7 @@ SHARED = [
         Example({name: value}, f"`{name}` is not supported by FlagScale's forward step")
         for name, value in _IGNORED.items()
     ),
+    Example({"sft": True}, "train with `experiment.task.entrypoint: megatron.flagscale.train_gpt_sft`"),
     Example(
         {"num_query_groups": 2},
         "needs `group_query_attention: true`; without it, every head is a group of its own: remove",

@@ -16,6 +16,7 @@ from flagscale.checks.schedule import schedule
 from flagscale.config.catalog import Catalog
 from flagscale.run.checkpoints import ARGUMENTS, TRACKER, newest, read_arguments, write_arguments
 from flagscale.vision.arguments import SIZES
+from megatron.flagscale.sft.arguments import add_arguments as add_sft_arguments
 from megatron.flagscale.vision.arguments import add_arguments
 from tests.unit.conftest import TASK
 
@@ -321,9 +322,10 @@ def test_a_frozen_part_is_trained_from_here_on_without_the_states_of_the_optimiz
 
 
 def _dests(catalog: Catalog) -> dict[str, str]:
-    """Return the argument (by dest) of each key of the engine and of `train_llava`."""
+    """Return the argument (by dest) of each key of the engine, `train_llava` and `train_gpt_sft`."""
     parser = argparse.ArgumentParser(add_help=False)
     add_arguments(parser)
+    add_sft_arguments(parser)
     own = {action.dest: action.dest for action in parser._actions}
     return {key: option.dest for key, option in catalog.by_name.items()} | own
 

@@ -21,6 +21,7 @@ from flagscale.checks import (
     experts,
     latent,
     layers,
+    loss_masks,
     megatron,
     picture_data,
     pictures,
@@ -28,6 +29,7 @@ from flagscale.checks import (
     recompute,
     resume,
     saving,
+    sft,
     stablelm2,
     validation,
     vocabulary,
@@ -43,6 +45,7 @@ from tests.unit import (
     test_pictures,
     test_recompute,
     test_resume,
+    test_sft,
     test_validation,
     test_vocabulary,
 )
@@ -73,6 +76,7 @@ MODULES = (
     experts,
     latent,
     layers,
+    loss_masks,
     megatron,
     picture_data,
     pictures,
@@ -80,6 +84,7 @@ MODULES = (
     recompute,
     resume,
     saving,
+    sft,
     stablelm2,
     validation,
     vocabulary,
@@ -164,6 +169,8 @@ def test_every_rule_has_an_example(
         list(hetero.host_violations(typed, ["cpu", "cpu", "A800", "A800"], {"cpu"}))
         without_fused = worker.Capabilities(has_chip=True, has_fused_layers=False, backend="nccl")
         list(worker.worker_violations([defaults], without_fused))
+        masked = {**defaults, loss_masks.SEPARATE: True}
+        list(worker.worker_violations([masked], without_fused, [worker.DATASETS]))
         list(data.input_violations({"models": [], "prompts_file": "nowhere"}))
         list(
             data.input_violations(
@@ -192,6 +199,14 @@ def test_every_rule_has_an_example(
         list(picture_data.picture_remarks(sound | test_pictures.TILED))
         test_pictures.test_the_largest_picture_has_to_fit_a_sequence(sound, tmp_path / "5")
         test_pictures.test_a_tokenizer_without_a_template_or_that_cannot_be_read(sound, tmp_path / "5")
+        for changes, *_ in test_sft.WRONG:
+            list(sft.sft_violations(test_sft.values_of(catalog) | changes))
+        test_sft.test_conversations_longer_than_a_sample(tmp_path / "6")
+        test_sft.test_only_pairs_of_conversations_in_files(tmp_path / "6", write_data)
+        for number, (spoil, says) in enumerate(test_sft.BROKEN):
+            test_sft.test_masks_that_do_not_fit(tmp_path / f"7{number}", spoil, says)
+        test_sft.test_masks_that_a_pretraining_reads(tmp_path / "8", *test_sft.BROKEN[-1])
+        test_sft.test_a_pretraining_names_data_without_masks(tmp_path / "8", write_data)
         for changes in REMARKED:
             list(megatron.remarks(defaults | changes, changes))
         list(vocabulary.tokenizer_remarks({"tokenizer_type": "NullTokenizer", "vocab_extra_ids": 1}))

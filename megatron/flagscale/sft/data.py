@@ -35,7 +35,6 @@ def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | Non
         mmap_bin_files=args.mmap_bin_files,
         tokenizer=get_tokenizer(),
         mid_level_dataset_surplus=args.mid_level_dataset_surplus,
-        allow_ambiguous_pad_tokens=True,  # padding is known by its place, not by its token
         no_packing=args.no_packing,
         content=content(vars(args)),
     )

@@ -1,0 +1,145 @@
+"""Instruction tuning: packed samples, and the same training as transformers for the same conversations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flagscale_testing.conversations import (
+    LAYOUTS,
+    LENGTH,
+    STEPS,
+    Figures,
+    Outcome,
+    drawn,
+    trained,
+    write_conversations,
+)
+from megatron.flagscale.sft.sample import lengths_of, sample_of
+
+FAST = ("not packed", "CP2")
+TRAIN, VALID = drawn(24), drawn(7, seed=2)
+
+
+def test_labels_and_masks_stay_within_a_conversation() -> None:
+    first = np.array([11, 12, 13]), np.array([0, 1, 1])
+    second = np.array([21, 22]), np.array([1, 1])
+    sample = sample_of([first, second], 8)
+    assert sample["tokens"].tolist() == [11, 12, 13, 21, 22, 0, 0, 0]
+    assert sample["labels"].tolist() == [12, 13, 0, 22, 0, 0, 0, 0]
+    assert sample["loss_mask"].tolist() == [1, 1, 0, 1, 0, 0, 0, 0]
+    assert sample["position_ids"].tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
+    batch = torch.utils.data.default_collate([sample, sample_of([second], 2)][:1])
+    assert lengths_of(batch["position_ids"], batch["padding"]) == [3, 2]
+    full = torch.utils.data.default_collate([sample_of([second, second], 4)])
+    assert lengths_of(full["position_ids"], full["padding"]) == [2, 2]
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Figures, dict[str, Outcome]]:
+    names = LAYOUTS if request.config.getoption("--slow") else FAST
+    return trained(names, tmp_path_factory.mktemp("sft"), TRAIN, VALID)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+)
+def test_losses_and_gradients_are_those_of_transformers(
+    name: str, outcomes: tuple[Figures, dict[str, Outcome]]
+) -> None:
+    expected, found = outcomes
+    assert not found[name].error
+    losses, norms = found[name].figures.difference(expected)
+    assert losses < 1e-5
+    assert norms < 1e-4
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_consumed_tokens_are_those_of_conversations(
+    name: str, outcomes: tuple[Figures, dict[str, Outcome]]
+) -> None:
+    assert outcomes[1][name].consumed_tokens == STEPS * sum(len(ids) for ids, _ in TRAIN)
+
+
+def dataset(folder: Path, samples: int | None, **changes: Any) -> Any:
+    """Build the engine's dataset of the conversations in a folder."""
+    from megatron.core.datasets.utils import Split
+
+    from megatron.flagscale.sft.dataset import ConversationDataset, ConversationsConfig
+
+    config = ConversationsConfig(
+        random_seed=1, sequence_length=LENGTH, blend=([], None), split="1", **changes
+    )
+    prefix = str(folder / "train_text_document")
+    pairs = ConversationDataset.build_low_level_dataset(prefix, config)
+    count = ConversationDataset.numel_low_level_dataset(pairs)
+    indices = np.arange(count, dtype=np.int32)
+    return ConversationDataset(pairs, prefix, indices, samples, Split.train, config)
+
+
+def test_a_longer_training_begins_with_the_same_samples(tmp_path: Path) -> None:
+    write_conversations(tmp_path / "train", TRAIN)
+    short, long = dataset(tmp_path, None), dataset(tmp_path, 100)
+    assert len(long) >= 100
+    assert len(long) % len(short) == 0
+    for place in range(len(short)):
+        for name, tensor in short[place].items():
+            assert torch.equal(tensor, long[place][name])
+    epochs = [
+        [long[place]["tokens"].tolist() for place in range(first, first + len(short))]
+        for first in (0, len(short))
+    ]
+    assert sorted(epochs[0]) != sorted(epochs[1])
+    tokens = [sorted(token for sample in epoch for token in sample) for epoch in epochs]
+    assert tokens[0] == tokens[1]
+
+
+def test_without_packing_every_conversation_has_a_sample(tmp_path: Path) -> None:
+    write_conversations(tmp_path / "train", TRAIN)
+    samples = dataset(tmp_path, None, no_packing=True)
+    found = [
+        tuple(samples[place]["tokens"][: LENGTH - samples[place]["padding"]].tolist())
+        for place in range(len(samples))
+    ]
+    assert sorted(found) == sorted(tuple(ids) for ids, _ in TRAIN)
+
+
+def test_separate_masks_are_multiplied_with_those_of_samples(tmp_path: Path) -> None:
+    from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+    from megatron.core.datasets.utils import Split
+    from megatron.core.tokenizers import MegatronTokenizer
+
+    from megatron.flagscale.datasets import ContentGPTDataset, SeparateMaskDataset
+
+    prefix = write_conversations(tmp_path / "train", TRAIN)
+    config = GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=LENGTH,
+        blend=([prefix], None),
+        split="1",
+        path_to_cache=str(tmp_path / "cache"),
+        tokenizer=MegatronTokenizer.from_pretrained(metadata_path={"library": "null-text"}, vocab_size=255),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    config.content = ""  # type: ignore[attr-defined]
+    texts = ContentGPTDataset.build_low_level_dataset(prefix, config)
+    indices = np.arange(len(TRAIN), dtype=np.int32)
+    plain, masked = (
+        kind(texts, prefix, indices, 5, Split.train, config)
+        for kind in (ContentGPTDataset, SeparateMaskDataset)
+    )
+    stream = [mask for number in masked.document_index for mask in TRAIN[number][1]]
+    for place in range(5):
+        assert torch.equal(plain[place]["tokens"], masked[place]["tokens"])
+        begin = masked.shuffle_index[place] * LENGTH
+        assert masked[place]["loss_mask"].tolist() == stream[begin + 1 : begin + LENGTH + 1]
+    assert plain[0]["loss_mask"].sum() == LENGTH
