@@ -82,9 +82,9 @@ def conversation_violations(values: Mapping[str, Any], cwd: Path = Path()) -> It
         elif what := mask_problem(prefix):
             yield name, what
         elif isinstance(limit, int) and (longer := [one for one in lengths(prefix) if one > limit]):
-            what = f"{prefix}: {len(longer):,} conversations are longer than seq_length {limit}"
-            longest = f"the longest has {max(longer):,} tokens"
-            yield name, f"{what}, {longest}: set `seq_length: {max(longer)}`, or leave them out: {shorter}"
+            what = f"{prefix}: conversations longer than seq_length {limit}: {len(longer):,} of"
+            what = f"{what} {len(lengths(prefix)):,}; the longest has {max(longer):,} tokens"
+            yield name, f"{what}: set `seq_length: {max(longer)}`, or leave them out (`{shorter} {limit}`)"
 
 
 def samples_of(sizes: Sequence[int], values: Mapping[str, Any]) -> int:

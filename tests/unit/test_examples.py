@@ -16,6 +16,7 @@ import pytest
 
 from flagscale.cli import main
 from flagscale.run.checkpoints import TRACKER
+from flagscale_testing.conversations import write_conversations
 from flagscale_testing.energon_folders import write_folder
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,7 @@ MISSPELT = {
 }
 """By task type: a key that does not exist, a key with a wrong value, and the intended name."""
 DEMO_DATA = ("data/demo/train_text_document", "data/demo/valid_text_document")
+DEMO_CHATS = ("data/demo_chat/train", "data/demo_chat/valid")
 PICTURES = (
     "data/pictures_demo/energon",
     "data/llava_pretrain",
@@ -56,6 +58,9 @@ def fresh_clone(
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for prefix in DEMO_DATA:
         write_data(tmp_path / prefix)
+    for name in DEMO_CHATS:
+        write_conversations(tmp_path / name, [([1] * 20, [0] * 10 + [1] * 10)] * 8)
+    write_tracker(tmp_path / "outputs" / "aquila_demo" / "checkpoints")
     (tmp_path / "data" / "demo" / "tokenizer").mkdir()
     (tmp_path / "data" / "demo" / "tokenizer" / "tokenizer.json").touch()
     write_model(tmp_path / "outputs" / "aquila_demo" / "hf")

@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from flagscale_testing.conversations import (
-    LAYOUTS,
-    LENGTH,
-    STEPS,
-    Figures,
-    Outcome,
-    drawn,
-    trained,
-    write_conversations,
-)
+from flagscale_testing.conversations import LENGTH, drawn, write_conversations
+from flagscale_testing.ranks.conversations import LAYOUTS, STEPS, Figures, Outcome, trained
 from megatron.flagscale.sft.sample import lengths_of, sample_of
 
 FAST = ("not packed", "CP2")
@@ -91,10 +83,8 @@ def test_a_longer_training_begins_with_the_same_samples(tmp_path: Path) -> None:
     for place in range(len(short)):
         for name, tensor in short[place].items():
             assert torch.equal(tensor, long[place][name])
-    epochs = [
-        [long[place]["tokens"].tolist() for place in range(first, first + len(short))]
-        for first in (0, len(short))
-    ]
+    texts = [long[place]["tokens"].tolist() for place in range(2 * len(short))]
+    epochs = texts[: len(short)], texts[len(short) :]
     assert sorted(epochs[0]) != sorted(epochs[1])
     tokens = [sorted(token for sample in epoch for token in sample) for epoch in epochs]
     assert tokens[0] == tokens[1]
@@ -103,11 +93,10 @@ def test_a_longer_training_begins_with_the_same_samples(tmp_path: Path) -> None:
 def test_without_packing_every_conversation_has_a_sample(tmp_path: Path) -> None:
     write_conversations(tmp_path / "train", TRAIN)
     samples = dataset(tmp_path, None, no_packing=True)
-    found = [
-        tuple(samples[place]["tokens"][: LENGTH - samples[place]["padding"]].tolist())
-        for place in range(len(samples))
-    ]
-    assert sorted(found) == sorted(tuple(ids) for ids, _ in TRAIN)
+    found = []
+    for sample in (samples[place] for place in range(len(samples))):
+        found.append(sample["tokens"][: LENGTH - int(sample["padding"])].tolist())
+    assert sorted(found) == sorted(ids for ids, _ in TRAIN)
 
 
 def test_separate_masks_are_multiplied_with_those_of_samples(tmp_path: Path) -> None:
@@ -133,10 +122,8 @@ def test_separate_masks_are_multiplied_with_those_of_samples(tmp_path: Path) -> 
     config.content = ""  # type: ignore[attr-defined]
     texts = ContentGPTDataset.build_low_level_dataset(prefix, config)
     indices = np.arange(len(TRAIN), dtype=np.int32)
-    plain, masked = (
-        kind(texts, prefix, indices, 5, Split.train, config)
-        for kind in (ContentGPTDataset, SeparateMaskDataset)
-    )
+    named = (texts, prefix, indices, 5, Split.train, config)
+    plain, masked = ContentGPTDataset(*named), SeparateMaskDataset(*named)
     stream = [mask for number in masked.document_index for mask in TRAIN[number][1]]
     for place in range(5):
         assert torch.equal(plain[place]["tokens"], masked[place]["tokens"])

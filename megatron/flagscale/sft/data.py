@@ -40,25 +40,30 @@ def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | Non
     )
     data.refuse_wrong_data()
 
-    def has_data() -> bool:
-        reads = data.reads_data(vp_stage, is_everywhere=not args.no_packing)
-        return reads and mpu.get_tensor_model_parallel_rank() == 0
-
-    builder = BlendedMegatronDatasetBuilder(ConversationDataset, num_samples, has_data, config)
+    builder = BlendedMegatronDatasetBuilder(
+        ConversationDataset, num_samples, lambda: _reads(vp_stage), config
+    )
     built: list[Any] = builder.build()
     return built
 
 
 def get_batch(data_iterator: Iterator[Mapping[str, Any]] | None, vp_stage: int | None) -> dict[str, Any]:
     """Return this rank's part of the next micro-batch (see `megatron.flagscale.data.get_batch`)."""
-    micro_batch = None if data_iterator is None else next(data_iterator)
-    is_first = mpu.is_pipeline_first_stage(ignore_virtual=vp_stage is None, vp_stage=vp_stage)
-    if micro_batch is not None and is_first:
-        count_lengths(lengths_of(micro_batch["position_ids"], micro_batch["padding"]))
-    else:
-        count_lengths()
-    own = None if micro_batch is None else iter([micro_batch])
+    own, lengths = None, []
+    if _reads(vp_stage):
+        assert data_iterator is not None
+        micro_batch = next(data_iterator)
+        own = iter([micro_batch])
+        if mpu.is_pipeline_first_stage(ignore_virtual=vp_stage is None, vp_stage=vp_stage):
+            lengths = lengths_of(micro_batch["position_ids"], micro_batch["padding"])
+    count_lengths(lengths)
     return data.get_batch(own, vp_stage, None if get_args().no_packing else _starts)
+
+
+def _reads(vp_stage: int | None) -> bool:
+    """Return whether this rank reads samples for a chunk of the model, rather than getting or ignoring them."""
+    reads = data.reads_data(vp_stage, is_everywhere=not get_args().no_packing)
+    return reads and mpu.get_tensor_model_parallel_rank() == 0
 
 
 def _starts(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
