@@ -1,7 +1,7 @@
 """Compare instruction tuning with transformers in every layout: `python -m benchmarks.instruction_tuning`.
 
-A small random Llama learns the same conversations for three steps on both sides. Prints the table and, without
-names, writes it into docs/training.md.
+A small random Llama learns the same conversations for three steps on both sides. Prints the table; without
+names, also writes it into docs/training.md.
 """
 
 from __future__ import annotations

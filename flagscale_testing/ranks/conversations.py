@@ -57,9 +57,12 @@ class Figures:
 
     def difference(self, other: Figures) -> tuple[float, float]:
         """Return the largest difference between losses, and between norms."""
-        losses = zip((*self.losses, self.validation), (*other.losses, other.validation), strict=True)
-        norms = zip(self.grad_norms, other.grad_norms, strict=True)
-        return tuple(max(abs(one - two) for one, two in pairs) for pairs in (losses, norms))  # type: ignore[return-value]
+        losses = (*self.losses, self.validation), (*other.losses, other.validation)
+        return _largest(*losses), _largest(self.grad_norms, other.grad_norms)
+
+
+def _largest(ones: Sequence[float], others: Sequence[float]) -> float:
+    return max(abs(one - other) for one, other in zip(ones, others, strict=True))
 
 
 @dataclass(frozen=True)

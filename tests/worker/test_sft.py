@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
+from flagscale.config.load import load_experiment
+from flagscale.config.source_map import SourceMap
+from flagscale.engines.megatron.adapter import MEGATRON
+from flagscale.values import Host
 from flagscale_testing.conversations import LENGTH, drawn, write_conversations
-from flagscale_testing.ranks.conversations import LAYOUTS, STEPS, Figures, Outcome, trained
+from flagscale_testing.jobs.demo import TINY
+from flagscale_testing.ranks.conversations import LAYOUTS, PROGRAM, STEPS, Figures, Outcome, trained
+from flagscale_testing.ranks.forked import Run, run_all
+from flagscale_testing.ranks.training import ROOT
 from megatron.flagscale.sft.sample import lengths_of, sample_of
 
 FAST = ("not packed", "CP2")
@@ -57,6 +65,29 @@ def test_consumed_tokens_are_those_of_conversations(
     name: str, outcomes: tuple[Figures, dict[str, Outcome]]
 ) -> None:
     assert outcomes[1][name].consumed_tokens == STEPS * sum(len(ids) for ids, _ in TRAIN)
+
+
+@pytest.mark.slow
+def test_the_example_trains_on_a_cpu(tmp_path: Path) -> None:
+    paths = {name: write_conversations(tmp_path / name, TRAIN) for name in ("train", "valid")}
+    overrides = [
+        *TINY,
+        f"experiment.exp_dir='{tmp_path}/run'",
+        *("train.model.micro_batch_size=1", "train.model.global_batch_size=4", "train.model.eval_iters=1"),
+        *("train.model.train_iters=4", "train.model.eval_interval=4", "train.data.num_workers=0"),
+        *("train.model.optimizer.lr=1e-2", "train.system.checkpoint.pretrained_checkpoint=null"),
+        *(f"train.data.{name}_data_path=['{path}']" for name, path in paths.items()),
+        *("train.data.tokenizer.tokenizer_type=NullTokenizer", "train.data.tokenizer.tokenizer_model=null"),
+        "+train.data.tokenizer.vocab_size=250",
+    ]
+    with initialize_config_dir(str(ROOT / "examples" / "aquila" / "conf"), version_base="1.3"):
+        loaded = load_experiment(compose("config_sft", overrides), SourceMap())
+    assert loaded.experiment
+    job = MEGATRON.build(loaded.experiment, (Host(0, "localhost", 2, "cpu"),), SourceMap())
+    curve = run_all([Run("example", 2, job.role.argv, PROGRAM)], tmp_path)["example"]
+    assert not curve.error
+    assert len(curve.losses) == 4
+    assert curve.losses[-1] < curve.losses[0]
 
 
 def dataset(folder: Path, samples: int | None, **changes: Any) -> Any:

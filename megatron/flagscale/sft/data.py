@@ -61,7 +61,7 @@ def get_batch(data_iterator: Iterator[Mapping[str, Any]] | None, vp_stage: int |
 
 
 def _reads(vp_stage: int | None) -> bool:
-    """Return whether this rank reads samples for a chunk of the model, rather than getting or ignoring them."""
+    """Return whether this rank reads samples for a chunk of the model, and does not get them from another."""
     reads = data.reads_data(vp_stage, is_everywhere=not get_args().no_packing)
     return reads and mpu.get_tensor_model_parallel_rank() == 0
 
