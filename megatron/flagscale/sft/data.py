@@ -47,9 +47,12 @@ def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | Non
     return built
 
 
-def get_batch(data_iterator: Iterator[Mapping[str, Any]] | None, vp_stage: int | None) -> dict[str, Any]:
+def get_batch(
+    data_iterator: Iterator[dict[str, torch.Tensor]] | None, vp_stage: int | None
+) -> dict[str, Any]:
     """Return this rank's part of the next micro-batch (see `megatron.flagscale.data.get_batch`)."""
-    own, lengths = None, []
+    own: Iterator[dict[str, torch.Tensor]] | None = None
+    lengths: list[int] = []
     if _reads(vp_stage):
         assert data_iterator is not None
         micro_batch = next(data_iterator)

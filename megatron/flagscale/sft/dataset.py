@@ -31,7 +31,7 @@ class ConversationsConfig(BlendedMegatronDatasetConfig):
 
 
 @dataclass(frozen=True)
-class Pairs:
+class TextsAndMasks:
     """The tokens and the loss masks of conversations, one per document."""
 
     texts: IndexedDataset
@@ -47,7 +47,7 @@ class ConversationDataset(MegatronDataset):
 
     def __init__(
         self,
-        pairs: Pairs,
+        pairs: TextsAndMasks,
         prefix: str,
         indices: NDArray[np.int32],
         num_samples: int | None,
@@ -61,13 +61,13 @@ class ConversationDataset(MegatronDataset):
         self._epochs: dict[int, Packing] = {}
 
     @staticmethod
-    def numel_low_level_dataset(low_level_dataset: Pairs) -> int:
+    def numel_low_level_dataset(low_level_dataset: TextsAndMasks) -> int:
         return int(low_level_dataset.texts.sequence_lengths.shape[0])
 
     @staticmethod
-    def build_low_level_dataset(dataset_path: str, config: ConversationsConfig) -> Pairs:
+    def build_low_level_dataset(dataset_path: str, config: ConversationsConfig) -> TextsAndMasks:
         paths = dataset_path, str(mask_prefix(Path(dataset_path)))
-        return Pairs(*(IndexedDataset(path, mmap=config.mmap_bin_files) for path in paths))
+        return TextsAndMasks(*(IndexedDataset(path, mmap=config.mmap_bin_files) for path in paths))
 
     @staticmethod
     def _key_config_attributes() -> list[str]:
