@@ -17,7 +17,12 @@ from flagscale.checks.picture_data import picture_data_violations, picture_remar
 from flagscale.checks.picture_prompts import PictureBatch, picture_problems
 from flagscale.checks.pictures import has_pictures
 from flagscale.checks.prompts import read_prompts
-from flagscale.checks.sft import NO_PACKING, conversation_violations, is_instruction_tuning
+from flagscale.checks.sft import (
+    NO_PACKING,
+    conversation_remarks,
+    conversation_violations,
+    is_instruction_tuning,
+)
 from flagscale.errors import Violation
 
 _TOKENIZER_FILES = {vocabulary.OF_FILES: ("vocab_file", "merge_file")}
@@ -78,12 +83,14 @@ def data_violations(
 
 
 def data_remarks(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
-    """Yield the data whose token ids have to be read before the start, if that takes a while, and what the
-    tokenizer ignores."""
+    """Yield the data whose token ids have to be read before the start, if that takes a while, what the
+    tokenizer ignores, and how many samples conversations make."""
     yield from vocabulary.tokenizer_remarks(values, cwd)
     if has_pictures(values):
         yield from picture_remarks(values)
     yield from separate_remarks(values, cwd)
+    if is_instruction_tuning(values):
+        yield from conversation_remarks(values, cwd)
     for name, prefix in named_files(values, cwd):
         if not problems(prefix) and vocabulary.range_of(prefix) is None:
             size = bin_path(prefix).stat().st_size

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flagscale.checks.blend import named_files
+from flagscale.checks.blend import blends, named_files
 from flagscale.checks.hetero.keys import MESHES
 from flagscale.checks.indexed import lengths, problems
 from flagscale.checks.loss_masks import (
@@ -85,6 +85,22 @@ def conversation_violations(values: Mapping[str, Any], cwd: Path = Path()) -> It
             what = f"{prefix}: conversations longer than seq_length {limit}: {len(longer):,} of"
             what = f"{what} {len(lengths(prefix)):,}; the longest has {max(longer):,} tokens"
             yield name, f"{what}: set `seq_length: {max(longer)}`, or leave them out (`{shorter} {limit}`)"
+
+
+def conversation_remarks(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
+    """Yield how many samples and steps the conversations for the training are, as far as they are here."""
+    limit, batch = values.get("seq_length"), values.get("global_batch_size")
+    for blend in blends(values, cwd) if limit else ():
+        for prefix in blend.files(cwd) if blend.split == "train" else ():
+            sizes = [] if problems(prefix) else lengths(prefix)[slice(*blend.sequences(prefix))]
+            if not sum(sizes) or max(sizes) > limit:
+                continue
+            samples = samples_of(sizes, values)
+            fill = f"{sum(sizes) / (samples * limit):.1%} full"
+            what = (
+                f"{prefix}: {len(sizes):,} conversations make {samples:,} samples of {limit} tokens, {fill}"
+            )
+            yield blend.argument, what + (f"; one pass takes {-(-samples // batch):,} steps" if batch else "")
 
 
 def samples_of(sizes: Sequence[int], values: Mapping[str, Any]) -> int:

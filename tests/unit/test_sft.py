@@ -138,6 +138,18 @@ def test_samples_are_counted_as_they_are_packed(tmp_path: Path, no_packing: bool
     assert f"the train split has {2 * samples} samples of 8 tokens, but the job reads" in violation[1]
 
 
+def test_the_samples_of_the_training_are_announced(tmp_path: Path) -> None:
+    prefix = write_conversations(tmp_path / "train", SOUND)
+    (remark,) = data_remarks({**JOB, "train_data_path": ["train_text_document"]}, tmp_path)
+    what = "3 conversations make 2 samples of 8 tokens, 87.5% full; steps in one pass: 1"
+    assert remark == ("train_data_path", f"{prefix}: {what}")
+    split = {**JOB, "data_path": ["1", "train_text_document"], "split": "67,33,0", "no_packing": True}
+    (remark,) = data_remarks(split, tmp_path)
+    assert "2 conversations make 2 samples of 8 tokens, 62.5% full" in remark[1]
+    assert list(data_remarks({**JOB, "train_data_path": ["absent_text_document"]}, tmp_path)) == []
+    assert list(data_remarks({**JOB, "train_data_path": [prefix], "seq_length": 5}, tmp_path)) == []
+
+
 PLAIN = {name: value for name, value in JOB.items() if name != "no_packing"}
 
 
