@@ -96,11 +96,10 @@ def conversation_remarks(values: Mapping[str, Any], cwd: Path = Path()) -> Itera
             if not sum(sizes) or max(sizes) > limit:
                 continue
             samples = samples_of(sizes, values)
-            fill = f"{sum(sizes) / (samples * limit):.1%} full"
-            what = (
-                f"{prefix}: {len(sizes):,} conversations make {samples:,} samples of {limit} tokens, {fill}"
-            )
-            yield blend.argument, what + (f"; one pass takes {-(-samples // batch):,} steps" if batch else "")
+            fill = sum(sizes) / (samples * limit)
+            what = f"{prefix}: {len(sizes):,} conversations make {samples:,} samples of {limit} tokens"
+            steps = f"; steps in one pass: {-(-samples // batch):,}" if batch else ""
+            yield blend.argument, f"{what}, {fill:.1%} full{steps}"
 
 
 def samples_of(sizes: Sequence[int], values: Mapping[str, Any]) -> int:
