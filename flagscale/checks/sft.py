@@ -89,7 +89,7 @@ def conversation_violations(values: Mapping[str, Any], cwd: Path = Path()) -> It
 
 def conversation_remarks(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
     """Yield how many samples and steps the conversations for the training are, as far as they are here."""
-    limit, batch = values.get("seq_length"), values.get("global_batch_size")
+    limit, batch = values.get("seq_length") or 0, values.get("global_batch_size")
     for blend in blends(values, cwd) if limit else ():
         for prefix in blend.files(cwd) if blend.split == "train" else ():
             sizes = [] if problems(prefix) else lengths(prefix)[slice(*blend.sequences(prefix))]
