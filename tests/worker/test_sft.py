@@ -21,6 +21,7 @@ from flagscale_testing.ranks.forked import Run, run_all
 from flagscale_testing.ranks.training import ROOT
 from megatron.flagscale.sft.sample import lengths_of, sample_of
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # the engine warns that TransformerEngine is missing
 FAST = ("not packed", "CP2")
 TRAIN, VALID = drawn(24), drawn(7, seed=2)
 
