@@ -207,7 +207,7 @@ def test_every_rule_has_an_example(
             test_sft.test_masks_that_do_not_fit(tmp_path / f"7{number}", spoil, says)
         test_sft.test_the_samples_of_the_training_are_announced(tmp_path / "8")
         test_sft.test_masks_that_a_pretraining_reads(tmp_path / "8", *test_sft.BROKEN[-1])
-        test_sft.test_a_pretraining_names_data_without_masks(tmp_path / "8", write_data)
+        test_sft.test_a_pretraining_names_data_without_masks(tmp_path / "9", write_data)
         for changes in REMARKED:
             list(megatron.remarks(defaults | changes, changes))
         list(vocabulary.tokenizer_remarks({"tokenizer_type": "NullTokenizer", "vocab_extra_ids": 1}))
