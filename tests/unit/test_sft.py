@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from flagscale.checks import sft
-from flagscale.checks.data import data_remarks, data_violations, input_violations, inputs_of
-from flagscale.checks.loss_masks import SEPARATE, mask_prefix
+from flagscale.checks.data import data_violations, input_violations, inputs_of
+from flagscale.checks.loss_masks import SEPARATE, mask_prefix, separate_remarks
 from flagscale.config.catalog import Catalog
 from flagscale.errors import Violation
 from flagscale.values import Job
@@ -138,16 +138,21 @@ def test_samples_are_counted_as_they_are_packed(tmp_path: Path, no_packing: bool
     assert f"the train split has {2 * samples} samples of 8 tokens, but the job reads" in violation[1]
 
 
+def remarks_of(values: dict[str, Any], folder: Path) -> list[Violation]:
+    own = sft.conversation_remarks if sft.is_instruction_tuning(values) else separate_remarks
+    return list(own(values, folder))
+
+
 def test_the_samples_of_the_training_are_announced(tmp_path: Path) -> None:
     prefix = write_conversations(tmp_path / "train", SOUND)
-    (remark,) = data_remarks({**JOB, "train_data_path": ["train_text_document"]}, tmp_path)
+    (remark,) = remarks_of({**JOB, "train_data_path": ["train_text_document"]}, tmp_path)
     what = "3 conversations make 2 samples of 8 tokens, 87.5% full; steps in one pass: 1"
     assert remark == ("train_data_path", f"{prefix}: {what}")
     split = {**JOB, "data_path": ["1", "train_text_document"], "split": "67,33,0", "no_packing": True}
-    (remark,) = data_remarks(split, tmp_path)
+    (remark,) = remarks_of(split, tmp_path)
     assert "2 conversations make 2 samples of 8 tokens, 62.5% full" in remark[1]
-    assert list(data_remarks({**JOB, "train_data_path": ["absent_text_document"]}, tmp_path)) == []
-    assert list(data_remarks({**JOB, "train_data_path": [prefix], "seq_length": 5}, tmp_path)) == []
+    assert list(remarks_of({**JOB, "train_data_path": ["absent_text_document"]}, tmp_path)) == []
+    assert list(remarks_of({**JOB, "train_data_path": [prefix], "seq_length": 5}, tmp_path)) == []
 
 
 PLAIN = {name: value for name, value in JOB.items() if name != "no_packing"}
@@ -169,10 +174,10 @@ def test_a_pretraining_names_data_without_masks(tmp_path: Path, write_data: Call
     write_data(tmp_path / "train_text_document")
     names = ["plain", "train_text_document"]
     values = {**PLAIN, "train_data_path": names, SEPARATE: True}
-    remarks = [what for _, what in data_remarks(values, tmp_path)]
+    remarks = [what for _, what in remarks_of(values, tmp_path)]
     assert "plain has no loss masks (its name does not end with" in remarks[0]
     assert "train_loss_mask_document does not exist): all of its tokens are learnt" in remarks[1]
-    assert list(data_remarks(values | {SEPARATE: False}, tmp_path)) == []
+    assert list(remarks_of(values | {SEPARATE: False}, tmp_path)) == []
 
 
 def test_masks_have_the_name_of_their_text() -> None:
