@@ -102,6 +102,13 @@ def tokens_between(prefix: Path, begin: int, end: int) -> int:
     return (bounds[1] - bounds[0]) // _DTYPES[code][1]
 
 
+def lengths(prefix: Path) -> "array[int]":
+    """Return the number of tokens of each sequence of a sound pair; reads 4 bytes per sequence."""
+    with idx_path(prefix).open("rb") as idx:
+        _, _, _, sequences, _ = _HEADER.unpack(idx.read(_HEADER.size))
+        return _read_array(idx, "i", _HEADER.size, sequences)
+
+
 def sequence_at(prefix: Path, token: int) -> int:
     """Return the sequence of a sound pair that contains this token, both counted from 0."""
     with idx_path(prefix).open("rb") as idx:
@@ -180,9 +187,9 @@ def _first_torn_sequence(idx: BinaryIO, sequences: int, itemsize: int) -> int | 
     position = 0
     for start in range(0, sequences, _CHUNK):
         count = min(_CHUNK, sequences - start)
-        lengths = _read_array(idx, "i", _HEADER.size + start * 4, count)
+        sizes = _read_array(idx, "i", _HEADER.size + start * 4, count)
         offsets = _read_array(idx, "q", _HEADER.size + sequences * 4 + start * 8, count)
-        for number, (length, offset) in enumerate(zip(lengths, offsets, strict=True), start):
+        for number, (length, offset) in enumerate(zip(sizes, offsets, strict=True), start):
             if offset != position or length < 0:
                 return number
             position += length * itemsize

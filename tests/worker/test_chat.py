@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from flagscale.checks.messages import ConversationError
 from flagscale.errors import UserError
 from flagscale_testing.pictures import IMAGE, VIDEO, write_tokenizer
-from megatron.flagscale.chat.conversation import ChatTemplate, ConversationError
+from megatron.flagscale.chat.conversation import ChatTemplate
 from megatron.flagscale.chat.templates import named_template, rendered, template_of
 
 TRIMS = """{{- bos_token -}}{% for m in messages %}
