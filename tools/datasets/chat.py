@@ -1,13 +1,13 @@
-"""Turn conversations into the pairs that instruction tuning reads: their tokens, and which of them are learnt.
+"""Turn conversations into pairs for instruction tuning: their tokens, and which of them are learnt.
 
     chat.py --source chats.jsonl --tokenizer tokenizer/ --output data/chats
     chat.py --source chats.jsonl --tokenizer tokenizer/ --view 1
 
-The source holds OpenAI's `messages` or ShareGPT's `conversations`; docs/data.md describes them. The first command
-writes `train_text_document` and `valid_text_document`, one document per conversation with the ids that the
-tokenizer's chat template gives, and beside each the pair `..._loss_mask_document`: 1 for the tokens of answers.
-`conversations.json` and `lengths.svg` hold the statistics. The same command continues a killed run. The second
-command shows one conversation, with what is not learnt in grey.
+The source holds OpenAI's `messages` or ShareGPT's `conversations`; docs/data.md describes them. The first
+command writes `train_text_document` and `valid_text_document`, one document per conversation with the ids of
+the tokenizer's chat template, and a pair `..._loss_mask_document` beside each: 1 for the tokens of answers.
+`conversations.json` and `lengths.svg` hold the statistics. The same command continues a killed run. The
+second command shows one conversation, with what is not learnt in grey.
 """
 
 import itertools
@@ -23,24 +23,24 @@ if not __package__:  # run as a file: import from the repository's root, not fro
 
 from flagscale.checks import tokenizer as tokenizer_files
 from flagscale.checks.conversations import CHAT_ROLES
-from flagscale.checks.messages import ASSISTANT, NOT_JSON, ConversationError
+from flagscale.checks.messages import ASSISTANT, ConversationError
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
 from megatron.flagscale.tokenizer import SAMPLE
 from tools.command import run
-from tools.datasets.chats.encoding import ChatEncoder, Chats, EncodedChat, Settings
+from tools.datasets.chats.encoding import ChatEncoder, Chats, Settings
 from tools.datasets.chats.picture import picture
+from tools.datasets.chats.reading import all_records, conversation_at
 from tools.datasets.chats.statistics import learnt_of, lengths_of, lines, statistics
 from tools.datasets.chats.tally import Tally, total
 from tools.datasets.chats.view import shown, summary
 from tools.datasets.encoding import COMPARED, add_tokenizer_arguments, check_class, facts_of, use_threads
 from tools.datasets.folders import read_json
-from tools.datasets.formats import Format
 from tools.datasets.output import LOSS_MASK, TEXT, OutputFolder, Prepared
 from tools.datasets.parts import about_parts, write_parts
 from tools.datasets.preparing import VALID_EVERY, Made, check_numbers
 from tools.datasets.preparing import prepare as prepare_folder
-from tools.datasets.records import Record, bytes_of, check_apart, content_of, records, source_files
+from tools.datasets.records import Record, bytes_of, check_apart, content_of, source_files
 
 CONVERSATIONS_PER_PART = 10_000
 STATISTICS, LENGTHS = "conversations.json", "lengths.svg"
@@ -87,6 +87,11 @@ def prepare(
     def make() -> Made:
         for notice in chats.template.notices():
             print(f"{tokenizer}: {notice}", file=sys.stderr)
+        if "strftime_now" in chats.template.text:
+            what = (
+                "the chat template may write the date, so the same source gives other tokens on another day"
+            )
+            print(f"{tokenizer}: {what}", file=sys.stderr)
         everything = all_records(files)
         first = list(itertools.islice(everything, COMPARED))
         texts = [*_texts(chats, first)]
@@ -125,38 +130,6 @@ def prepare(
     return prepare_folder(layout, request, make, overwrite=overwrite, may_change=("skip_mistakes",))
 
 
-def view(source: list[Path], tokenizer: Path, settings: Settings, number: int) -> tuple[str, EncodedChat]:
-    """Return the place of the conversation `number` of `source`, counted from 1, and its tokens.
-
-    Raises:
-        UserError: there is none, or it would be left out.
-    """
-    if number < 1:
-        raise UserError(f"--view {number}: conversations are counted from 1")
-    chats, found = Chats(tokenizer, settings), None
-    seen = 0
-    for found in itertools.islice(all_records(source_files(source)), number):
-        seen += 1
-    if found is None or seen < number:
-        raise UserError(f"--view {number}: there are only {seen} conversations in {source[0]}")
-    try:
-        _, text = chats.rendered(found.value)
-        (encoded,) = chats.encoded([text])
-        if isinstance(encoded, ConversationError):
-            raise encoded
-    except ConversationError as error:
-        raise UserError([Problem(str(error), found.where)]) from None
-    return found.where, encoded
-
-
-def all_records(files: list[tuple[Path, Format]]) -> Iterator[Record]:
-    """Yield the records of all files; the value of one that cannot be read is the error."""
-    for file, form in files:
-        for one in records(file, form):
-            is_wrong = isinstance(one, Problem)
-            yield Record(one.where, ConversationError(NOT_JSON, one.what), 0) if is_wrong else one
-
-
 def _texts(chats: Chats, first: list[Record]) -> Iterator[str]:
     for record in first:
         try:
@@ -176,9 +149,9 @@ def _report(tally: Tally, layout: OutputFolder, *, refuse: bool) -> None:
     if not refuse:
         print(f"{tally.mistakes:,} conversation(s) left out; see {layout.mistakes}", file=sys.stderr)
         return
-    if hidden := tally.mistakes - _MOST_SHOWN:
-        rest = [Problem(f"and {hidden:,} more, listed in {layout.mistakes}")] if hidden > 0 else []
-        problems = [*problems[:_MOST_SHOWN], *rest]
+    if tally.mistakes > _MOST_SHOWN:
+        hidden = Problem(f"and {tally.mistakes - _MOST_SHOWN:,} more; see {layout.mistakes}")
+        problems = [*problems[:_MOST_SHOWN], hidden]
     how = "fix them and run the same command again, or leave them out with --skip-mistakes"
     raise UserError([*problems, Problem(f"{tally.mistakes:,} conversation(s) with mistakes; {how}")])
 
@@ -200,7 +173,7 @@ def _parser() -> ArgumentParser:
         "--view",
         type=int,
         metavar="N",
-        help="write nothing: show conversation N of the source, counted from 1, with its learnt tokens marked",
+        help="show conversation N of the source, counted from 1, and which of its tokens are learnt",
     )
     parser.add_argument(
         "--chat-template",
@@ -243,7 +216,8 @@ def main() -> int:
     settings = Settings(taken["chat_template"], tuple(dict.fromkeys(taken["roles"])), taken["longest"])
     number, output = arguments.pop("view"), arguments["output"]
     if number is not None:
-        where, chat = view(arguments["source"], arguments["tokenizer"], settings, number)
+        chats = Chats(arguments["tokenizer"], settings)
+        where, chat = conversation_at(source_files(arguments["source"]), chats, number)
         print(f"{where}: {summary(chat)}", shown(chat, colours=sys.stdout.isatty()), sep="\n")
         return 0
     done = prepare(**arguments, settings=settings)

@@ -1,4 +1,4 @@
-"""Check the loss masks beside a pair of text: every value, and that each conversation has something to learn."""
+"""Check the loss masks beside a pair of text: each value, and that each conversation has answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_TOKENS = 1 << 24
 
 
 def problems_of_masks(prefix: Path) -> list[str]:
-    """Return what is wrong with the loss masks of a sound pair of text; empty if it has none and needs none."""
+    """Return what is wrong with the loss masks of a sound pair; empty if it has none and needs none."""
     masks = mask_prefix(prefix)
     if masks is None or not has_masks(prefix):
         known = facts(prefix) or {}

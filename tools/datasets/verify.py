@@ -1,6 +1,7 @@
 """Check Megatron data files: `python tools/datasets/verify.py data/demo/train_text_document`.
 
-Prints the contents of each pair, or what is wrong with it or with the loss masks beside it. The exit code is 0 if all are valid, otherwise 1.
+Prints the contents of each pair, or what is wrong with it or with the loss masks beside it. The exit code is
+0 if all are valid, otherwise 1.
 """
 
 import sys

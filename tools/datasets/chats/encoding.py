@@ -99,7 +99,7 @@ class Chats:
         return EncodedChat(one.text, encoding.ids, filled(encoding.offsets), learnt)
 
     def _as_taken(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Return a message in the form that the template takes: with a text or a list of parts, as vLLM does."""
+        """Return a message with the kind of content that the template takes, as vLLM gives it."""
         content = message.get("content")
         if isinstance(content, list) and not self._takes[True]:
             return {**message, "content": "\n".join(part["text"] for part in content)}
