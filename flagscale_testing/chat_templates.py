@@ -1,4 +1,4 @@
-"""Chat templates of published models, read from installed packages, and a small tokenizer with their tokens."""
+"""Chat templates of published models, read from installed packages, and a tokenizer with their tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preparing conversations: pairs with masks, statistics, mistakes by line, continuing, and the view of one."""
+"""Preparing conversations: pairs with masks, statistics, mistakes by line, a killed run, and the view."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ BAD = [
     {"messages": [{"role": "usr", "content": "?"}]},
     {"messages": [*TALKS[0]["messages"], {"role": "tool", "content": "refused"}]},
 ]
-REFUSES = TEMPLATE.replace(
-    "{{ '<|im_start|>'", "{{ raise_exception('no tools') if m.role == 'tool' }}{{ '<|im_start|>'"
+REFUSES = (
+    "{% for m in messages %}{{ raise_exception('no tools') if m.role == 'tool' }}{% endfor %}" + TEMPLATE
 )
 
 
@@ -151,7 +151,11 @@ def test_mistakes_are_refused_by_line_or_left_out_and_counted(
     assert sum(held.documents for held in prepared.splits.values()) == 12
     left = json.loads((output / "conversations.json").read_text())["left_out"]
     assert {reason: held["conversations"] for reason, held in left.items()} == {
-        **{"not JSON": 1, "another form": 1, "empty": 1, "no answer": 1, "unknown role": 1},
+        "not JSON": 1,
+        "another form": 1,
+        "empty": 1,
+        "no answer": 1,
+        "unknown role": 1,
         "refused by the chat template": 1,
     }
 

@@ -9,7 +9,8 @@ import pytest
 from flagscale.checks.conversations import chat_of
 from flagscale.checks.messages import EMPTY, FORM, NO_ANSWER, ROLE, ConversationError
 
-USER, ANSWER = {"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}
+USER: dict[str, Any] = {"role": "user", "content": "?"}
+ANSWER: dict[str, Any] = {"role": "assistant", "content": "x"}
 
 
 def messages(*given: dict[str, Any], **others: Any) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def test_the_chosen_roles_are_learnt_except_messages_without_a_loss() -> None:
         ({"text": "x"}, FORM, r"no `messages` or `conversations` \(found: text\)"),
         ({"messages": [], "conversations": None}, EMPTY, "`messages` is empty; it must be a list"),
         ({"messages": [USER], "conversations": [USER]}, FORM, "both `messages` and `conversations`"),
-        (messages(USER, "x"), FORM, "message 2 is a string, not an object"),  # type: ignore[arg-type]
+        ({"messages": [USER, "x"]}, FORM, "message 2 is a string, not an object"),
         (messages(USER), NO_ANSWER, "no message of the role assistant has a loss"),
         (messages(USER, {**ANSWER, "loss": False}), NO_ANSWER, "no message of the role assistant"),
         (messages({"role": "asistant", "content": "x"}), ROLE, "unknown role `asistant`; did you mean"),
