@@ -106,18 +106,23 @@ def test_calls_of_tools_are_answers_and_results_are_not(folders: Any, name: str)
     assert answers(chat) == [CALLED[name], f"The answer is: no rain.{END[name]}"]
 
 
-def test_dropped_thoughts_of_earlier_answers_are_not_learnt_and_those_of_the_last_are(folders: Any) -> None:
+@pytest.mark.parametrize("thinks", [False, True])
+def test_dropped_thoughts_of_earlier_answers_are_not_learnt_and_those_of_the_last_are(
+    folders: Any, tmp_path: Path, thinks: bool
+) -> None:
+    folder = folders["Qwen 3"]
+    if thinks:  # as Qwen 3's own: its prompt does not begin the thoughts
+        own = published_templates()["Qwen 3"].partition("\n")[2]
+        folder = write_chat_tokenizer(tmp_path / "tokenizer", own)
     first = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nHello there."}
     last = {"role": "assistant", "content": "<think>\nha\n</think>\n\nyes!"}
     talk = [TALK[1], first, TALK[3], last]
-    chat = encoded(folders["Qwen 3"], {"messages": talk})
-    assert chat.ids == by_transformers(folders["Qwen 3"], talk)
+    chat, begun = encoded(folder, {"messages": talk}), "<think>\n" if thinks else ""
+    assert chat.ids == by_transformers(folder, talk)
     assert "hm" not in chat.text
-    assert answers(chat) == ["Hello there.<|im_end|>", "<think>\nha\n</think>\n\nyes!<|im_end|>"]
-    apart = [talk[0], {"role": "assistant", "reasoning": "hm", "content": "Hello there."}]
-    assert answers(encoded(folders["Qwen 3"], {"messages": apart})) == [
-        "<think>\nhm\n</think>\n\nHello there.<|im_end|>"
-    ]
+    assert answers(chat) == ["Hello there.<|im_end|>", f"{begun}ha\n</think>\n\nyes!<|im_end|>"]
+    apart = [TALK[1], {"role": "assistant", "reasoning": "ha", "content": "yes!"}]
+    assert answers(encoded(folder, {"messages": apart})) == [f"{begun}ha\n</think>\n\nyes!<|im_end|>"]
 
 
 def test_other_roles_and_messages_without_a_loss(folders: Any) -> None:
@@ -150,7 +155,7 @@ def test_a_template_that_leaves_out_or_moves_an_answer_is_refused(tmp_path: Path
     last_first = "{% for m in messages[::-1] %}{{ m.role + m.content }}{% endfor %}"
     for number, template in enumerate((drops, last_first)):
         chats = Chats(write_chat_tokenizer(tmp_path / str(number), template), Settings())
-        with pytest.raises(ConversationError, match="the answer in message 3 cannot be found"):
+        with pytest.raises(ConversationError, match=r"the answer in message \d cannot be found"):
             chats.rendered({"messages": TALK})
 
 

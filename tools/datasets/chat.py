@@ -69,7 +69,8 @@ def prepare(
     Raises:
         UserError: with the mistakes in the source, or if the folder was made with other settings.
     """
-    check_numbers(valid_every, conversations_per_part=conversations_per_part, longest=settings.longest or 1)
+    longest = {} if settings.longest is None else {"longest": settings.longest}
+    check_numbers(valid_every, conversations_per_part=conversations_per_part, **longest)
     check_apart(source, output)
     files, chats = source_files(source), Chats(tokenizer, settings)
     layout, content = OutputFolder(output, (TEXT, LOSS_MASK), (STATISTICS, LENGTHS)), content_of(files)
@@ -88,9 +89,7 @@ def prepare(
         for notice in chats.template.notices():
             print(f"{tokenizer}: {notice}", file=sys.stderr)
         if "strftime_now" in chats.template.text:
-            what = (
-                "the chat template may write the date, so the same source gives other tokens on another day"
-            )
+            what = "the chat template may write the date: on another day, it gives other tokens"
             print(f"{tokenizer}: {what}", file=sys.stderr)
         everything = all_records(files)
         first = list(itertools.islice(everything, COMPARED))

@@ -212,7 +212,7 @@ class ChatTemplate:
             through = self._rendered(messages[: number + 1], tools)
         except ConversationError:
             return None
-        if not (whole.startswith(before) and whole.startswith(through) and len(before) <= len(through)):
+        if not (whole.startswith(before) and whole.startswith(through) and len(before) < len(through)):
             return None
         ending, text = through.rstrip(), "".join(texts_of(messages[number].get("content"))).rstrip()
         has_mark = len(ending) > len(before) and not (text and ending.endswith(text))
