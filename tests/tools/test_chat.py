@@ -17,6 +17,7 @@ from flagscale.errors import UserError
 from flagscale_testing.chat_templates import write_chat_tokenizer
 from tools.datasets import chat as tool_chat
 from tools.datasets import parts
+from tools.datasets import verify as tool_verify
 from tools.datasets.chat import prepare
 from tools.datasets.chats.encoding import Chats, Settings
 from tools.datasets.chats.picture import picture
@@ -246,6 +247,10 @@ def test_the_command_prints_statistics_or_one_conversation_or_a_mistake(
     printed = capsys.readouterr().out
     assert "12 conversations, 24 turns (user 12, assistant 12)" in printed
     assert "tokens per conversation: min " in printed
+    monkeypatch.setattr("sys.argv", ["verify.py", str(tmp_path / "out" / "train_text_document")])
+    assert tool_verify.main() == 0
+    learnt = json.loads((tmp_path / "out" / "conversations.json").read_text())["learnt_tokens"]
+    assert f", {learnt} of them learnt" in capsys.readouterr().out
     assert command("--view", 3) == 0
     assert "⟦yes! yes! yes! <|im_end|>⟧" in capsys.readouterr().out
     assert command("--output", tmp_path / "two", "--chat-template", "chatmll") == 2

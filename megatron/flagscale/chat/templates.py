@@ -134,11 +134,12 @@ def _text(tokenizer: Any, source: str | None, option: str = "") -> str:
 def _writes(template: str, tokenizer: Any, content: Any, image_token: str = "") -> bool:
     """Whether a template writes the text of a user's message, and one image token for the picture in it."""
     try:
-        texts = [rendered(template, tokenizer, _asked(one)) for one in ("", content)]
+        text = rendered(template, tokenizer, _asked(content))
+        without = rendered(template, tokenizer, _asked("")) if image_token else ""
     except Exception:  # jinja2's errors, or any that an expression in the template raises
         return False
-    has_token = not image_token or texts[1].count(image_token) == 1 + texts[0].count(image_token)
-    return has_token and _PROBE in texts[1] and "'type'" not in texts[1]
+    has_token = not image_token or text.count(image_token) == 1 + without.count(image_token)
+    return has_token and _PROBE in text and "'type'" not in text
 
 
 def _refusal(template: str, tokenizer: Any) -> str:
