@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ast
-from importlib.metadata import distribution
+import sysconfig
 from pathlib import Path
-from typing import Any
 
 _SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>"),
@@ -15,27 +14,17 @@ _SPECIAL = (
     *("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CALLS]"),
     *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
 )
+_MULTIMODAL = "megatron/core/tokenizers/vision/libraries/multimodal_tokenizer.py"
 _CONSTANTS = {
-    "Llama 3.1": (
-        "megatron-core",
-        "megatron/core/tokenizers/vision/libraries/multimodal_tokenizer.py",
-        "llama3p1_chat_template",
-    ),
-    "Qwen 2": (
-        "megatron-core",
-        "megatron/core/tokenizers/vision/libraries/multimodal_tokenizer.py",
-        "qwen2p0_custom_template",
-    ),
+    "Llama 3.1": (_MULTIMODAL, "llama3p1_chat_template"),
+    "Qwen 2": (_MULTIMODAL, "qwen2p0_custom_template"),
     "Nemotron Nano 2": (
-        "megatron-core",
         "megatron/core/tokenizers/text/libraries/sft_tokenizer.py",
         "nemotron_nano_v2_custom_template",
     ),
-    "Llama 4": ("transformers", "transformers/models/llama4/processing_llama4.py", "chat_template"),
+    "Llama 4": ("transformers/models/llama4/processing_llama4.py", "chat_template"),
 }
-_FILES = {
-    "Qwen 3": ("vllm", "vllm/transformers_utils/chat_templates/template_minicpmv45.jinja"),
-}
+_FILES = {"Qwen 3": "vllm/transformers_utils/chat_templates/template_minicpmv45.jinja"}
 """MiniCPM-V 4.5 answers with Qwen 3 and has its template, with thoughts off unless asked for."""
 
 
@@ -49,7 +38,7 @@ def published_templates() -> dict[str, str]:
 
     return {
         **{name: _constant(*place) for name, place in _CONSTANTS.items()},
-        **{name: _file(*place).read_text("utf-8") for name, place in _FILES.items()},
+        **{name: _file(path).read_text("utf-8") for name, path in _FILES.items()},
         "Mistral 7": build_chat_template(
             TemplateConfig(version=TokenizerVersion.v7, use_special_token_variables=True)
         ),
@@ -80,13 +69,13 @@ def write_chat_tokenizer(folder: Path, chat_template: str | None) -> Path:
     return folder
 
 
-def _file(package: str, path: str) -> Path:
-    return Path(str(distribution(package).locate_file(path)))
+def _file(path: str) -> Path:
+    return Path(sysconfig.get_paths()["purelib"]) / path
 
 
-def _constant(package: str, path: str, name: str) -> str:
+def _constant(path: str, name: str) -> str:
     """Return a text that a module assigns, without importing the module."""
-    tree: Any = ast.parse(_file(package, path).read_text("utf-8"))
+    tree = ast.parse(_file(path).read_text("utf-8"))
     values = (
         node.value
         for node in tree.body
