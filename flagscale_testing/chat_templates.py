@@ -63,7 +63,11 @@ def write_chat_tokenizer(folder: Path, chat_template: str | None) -> Path:
         ["Hello there. The answer is: yes!\n\nassistant user system\n"] * 9, trainer
     )
     opened = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=chat_template
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template=chat_template,
+        clean_up_tokenization_spaces=False,
     )
     opened.save_pretrained(folder)
     return folder
