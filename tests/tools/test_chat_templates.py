@@ -106,6 +106,12 @@ def test_calls_of_tools_are_answers_and_results_are_not(folders: Any, name: str)
     assert answers(chat) == [CALLED[name], f"The answer is: no rain.{END[name]}"]
 
 
+@pytest.mark.parametrize("name", ["Nemotron Nano 2", "Qwen 2"])
+def test_calls_that_a_template_leaves_out_are_refused(folders: Any, name: str) -> None:
+    with pytest.raises(ConversationError, match="does not write the call of `weather` in message 2"):
+        encoded(folders[name], {"messages": CALLING, "tools": TOOLS})
+
+
 @pytest.mark.parametrize("thinks", [False, True])
 def test_dropped_thoughts_of_earlier_answers_are_not_learnt_and_those_of_the_last_are(
     folders: Any, tmp_path: Path, thinks: bool

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flagscale.checks.conversations import Chat, chat_of
-from flagscale.checks.messages import ASSISTANT, NO_ANSWER, TOO_LONG, ConversationError
+from flagscale.checks.messages import ASSISTANT, NO_ANSWER, TEMPLATE, TOO_LONG, ConversationError
 from megatron.flagscale.chat.conversation import ChatTemplate
 from megatron.flagscale.chat.frames import RenderedText
 from megatron.flagscale.chat.templates import takes, text_template_of
@@ -81,7 +81,9 @@ class Chats:
         chat = chat_of(value, self.settings.roles)
         chat = replace(chat, messages=tuple(map(self._as_taken, chat.messages)))
         template = self._with_tools if chat.tools else self.template
-        return chat, template.conversation(chat.messages, tools=chat.tools, learnt=chat.learnt)
+        made = template.conversation(chat.messages, tools=chat.tools, learnt=chat.learnt)
+        _check_calls(chat, made.text)
+        return chat, made
 
     def encoded(self, texts: Sequence[RenderedText]) -> list[EncodedChat | ConversationError]:
         """Return the tokens of each conversation, or why it is left out."""
@@ -106,6 +108,16 @@ class Chats:
         if isinstance(content, str) and not self._takes[False]:
             return {**message, "content": [{"type": "text", "text": content}]}
         return message
+
+
+def _check_calls(chat: Chat, text: str) -> None:
+    """Raise ConversationError if a template that knows no tools left out the call of one."""
+    for number, message in enumerate(chat.messages, 1):
+        for call in message.get("tool_calls") or ():
+            name = call.get("function", call)["name"]
+            if name not in text:
+                what = f"the chat template does not write the call of `{name}` in message {number}"
+                raise ConversationError(TEMPLATE, what)
 
 
 class ChatEncoder:
