@@ -69,7 +69,7 @@ def prepare(
     Raises:
         UserError: with the mistakes in the source, or if the folder was made with other settings.
     """
-    longest = {} if settings.longest is None else {"longest": settings.longest}
+    longest: dict[str, int] = {} if settings.longest is None else {"longest": settings.longest}
     check_numbers(valid_every, conversations_per_part=conversations_per_part, **longest)
     check_apart(source, output)
     files, chats = source_files(source), Chats(tokenizer, settings)

@@ -16,8 +16,10 @@ def all_records(files: list[tuple[Path, Format]]) -> Iterator[Record]:
     """Yield the records of all files; the value of one that cannot be read is the error."""
     for file, form in files:
         for one in records(file, form):
-            is_wrong = isinstance(one, Problem)
-            yield Record(one.where, ConversationError(NOT_JSON, one.what), 0) if is_wrong else one
+            if isinstance(one, Problem):
+                yield Record(one.where, ConversationError(NOT_JSON, one.what), 0)
+            else:
+                yield one
 
 
 def conversation_at(files: list[tuple[Path, Format]], chats: Chats, number: int) -> tuple[str, EncodedChat]:

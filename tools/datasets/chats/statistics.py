@@ -18,7 +18,8 @@ _MOST_SHOWN = 3
 
 def lengths_of(layout: OutputFolder) -> np.ndarray:
     """Return int64 `[conversations]`: the tokens of each conversation in the parts."""
-    return np.concatenate([np.empty(0, np.int64), *map(indexed.lengths, _pairs(layout, TEXT))])
+    lengths = (np.asarray(indexed.lengths(prefix), np.int64) for prefix in _pairs(layout, TEXT))
+    return np.concatenate([np.empty(0, np.int64), *lengths])
 
 
 def learnt_of(layout: OutputFolder) -> int:
