@@ -24,15 +24,15 @@ def problems_of_masks(prefix: Path) -> list[str]:
         return [missing] if known.get("conversations") else []
     if found := indexed.problems(masks, thorough=True):
         return found
-    if found := mask_problem(prefix):
-        return [found]
+    if what := mask_problem(prefix):
+        return [what]
     problems = []
     odd = (seen[(seen != 0) & (seen != 1)] for _, seen in _values(masks))
     if (value := next((int(one[0]) for one in odd if one.size), None)) is not None:
         problems.append(f"{masks}: has the value {value}; a mask is 0 or 1")
     if unlearnt := [number for number, learnt in enumerate(_learnt(masks)) if not learnt]:
-        what = f"{masks}: {len(unlearnt):,} conversation(s) without a token that is learnt"
-        problems.append(f"{what}, document {unlearnt[0]} is the first")
+        lacking = f"{masks}: {len(unlearnt):,} conversation(s) without a token that is learnt"
+        problems.append(f"{lacking}, document {unlearnt[0]} is the first")
     return problems
 
 
