@@ -13,11 +13,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from energon_flagscale.formats import KINDS, ROLES
+from energon_flagscale.formats import KINDS
+from flagscale.checks.messages import (
+    ASSISTANT,
+    ROLES,
+    SYSTEM,
+    USER,
+    list_of_messages,
+    name_of_role,
+    type_name,
+    valid_text,
+)
 from flagscale.errors import nearest
 
 IMAGE, VIDEO, TEXT = "image", "video", "text"
-SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 _LISTS = ("messages", "conversations", "texts")
 """The keys of a list of messages; `texts` holds pairs of a question and an answer (the_cauldron)."""
 _PLACEHOLDER = re.compile(r"(<image>|<video>)")
@@ -51,7 +60,7 @@ def conversation(
         ValueError: it says what is wrong, and how to fix it.
     """
     if not isinstance(value, dict):
-        raise ValueError(f"not a JSON object but {_type(value)}; a sample is an object with `messages`")
+        raise ValueError(f"not a JSON object but {type_name(value)}; a sample is an object with `messages`")
     turns, is_paired = _turns(value)
     own: dict[str, list[Any]] = {IMAGE: [], VIDEO: []}
     messages = []
@@ -80,47 +89,25 @@ def _turns(value: Mapping[str, Any]) -> tuple[list[tuple[str, Any, bool]], bool]
 
     Of each, its role, its content, and whether it has LLaVA's form (`from` and `value`).
     """
-    present = [key for key in _LISTS if value.get(key) is not None]
-    if len(present) != 1:
-        found = f"found: {', '.join(value) or 'none'}"
-        what = f"both `{present[0]}` and `{present[1]}`" if present else "no `messages` or `conversations`"
-        raise ValueError(f"{what} ({found})")
-    (key,) = present
-    given = value[key]
-    if not isinstance(given, list) or not given:
-        raise ValueError(
-            f"`{key}` is {'empty' if given == [] else _type(given)}; it must be a list of messages"
-        )
+    key, given = list_of_messages(value, _LISTS)
     turns: list[tuple[str, Any, bool]] = []
     if value.get(SYSTEM) is not None:
         turns.append((SYSTEM, value[SYSTEM], False))
     for number, one in enumerate(given, 1):
-        if not isinstance(one, dict):
-            raise ValueError(f"message {number} is {_type(one)}, not an object")
         if key == "texts":
             turns += [(role, one.get(role), False) for role in (USER, ASSISTANT)]
         else:
             content = one.get("content", one.get("value"))
-            turns.append((_role(one, number), content, "content" not in one))
+            turns.append((ROLES[name_of_role(one, number, ROLES)], content, "content" not in one))
     return turns, key == "texts"
-
-
-def _role(message: Mapping[str, Any], number: int) -> str:
-    name = message.get("role", message.get("from"))
-    if not isinstance(name, str):
-        raise ValueError(f"message {number} has no `role` (found: {', '.join(message) or 'none'})")
-    if name not in ROLES:
-        hint = nearest(name, ROLES)
-        raise ValueError(f"message {number}: unknown role `{name}`{'; ' + hint if hint else ''}")
-    return ROLES[name]
 
 
 def _parts(content: Any, own: dict[str, list[Any]], *, moves_single: bool) -> list[Part]:
     """Return the parts of a message, and append what they bring with them to `own`."""
     if isinstance(content, str):
-        return _parts_of_text(_valid(content), moves_single=moves_single)
+        return _parts_of_text(valid_text(content), moves_single=moves_single)
     if not isinstance(content, list):
-        raise ValueError(f"its content is {_type(content)}, not a string or a list of parts")
+        raise ValueError(f"its content is {type_name(content)}, not a string or a list of parts")
     parts: list[Part] = []
     for one in content:
         kind = KINDS.get(str(one.get("type"))) if isinstance(one, dict) else None
@@ -130,8 +117,8 @@ def _parts(content: Any, own: dict[str, list[Any]], *, moves_single: bool) -> li
         if kind == TEXT:
             text = one.get("text")
             if not isinstance(text, str):
-                raise ValueError(f"the text of a part is {_type(text)}, not a string")
-            if found := _PLACEHOLDER.search(_valid(text)):
+                raise ValueError(f"the text of a part is {type_name(text)}, not a string")
+            if found := _PLACEHOLDER.search(valid_text(text)):
                 raise ValueError(f"the text of a part spells {found[0]}; make it a part of its own")
             parts.append({"type": TEXT, TEXT: text})
             continue
@@ -220,16 +207,3 @@ def _check_order(messages: list[Message]) -> None:
 def characters(messages: list[Message]) -> int:
     """Return the length of all texts of a conversation."""
     return sum(len(part.get(TEXT, "")) for message in messages for part in message["content"])
-
-
-def _valid(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair, which is not a character") from None
-    return text
-
-
-def _type(value: Any) -> str:
-    names = {str: "a string", list: "a list", dict: "an object", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

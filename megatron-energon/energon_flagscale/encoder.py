@@ -26,10 +26,12 @@ from energon_flagscale.pictures import (
     video_tiles,
 )
 from energon_flagscale.unusable import UnusableSample
+from flagscale.checks.messages import ConversationError
 from flagscale.errors import UserError
 from flagscale.vision.tiling import Vision, image_tokens, tiles_of, video_tokens
-from megatron.flagscale.chat.conversation import ChatTemplate, ConversationError
+from megatron.flagscale.chat.conversation import ChatTemplate
 from megatron.flagscale.chat.templates import template_of
+from megatron.flagscale.chat.tokens import answer_tokens
 from megatron.flagscale.vision.media import IMAGE, VIDEO, Item, Media
 
 
@@ -113,7 +115,7 @@ class Encoder(TaskEncoder[ConversationSample, Encoded, dict[str, Any], dict[str,
             raise UnusableSample(str(error)) from error
         encoding = self._tokenizer.encode(text.text, add_special_tokens=False)
         ids = np.asarray(encoding.ids, np.int64)
-        is_answer = _overlap(np.asarray(encoding.offsets, np.int64).reshape(-1, 2), text.answers)
+        is_answer = answer_tokens(encoding.offsets, text.answers)
         is_placeholder = np.logical_or.reduce([ids == placeholder for placeholder in self._kinds])
         is_answer[is_placeholder] = False
         kinds = [self._kinds[one] for one in ids[is_placeholder].tolist()]
@@ -124,7 +126,6 @@ class Encoder(TaskEncoder[ConversationSample, Encoded, dict[str, Any], dict[str,
         if len(ids) > self.sequences.most:
             what = f"it has {len(ids)} tokens, {sum(tokens)} of them for {len(items)} pictures and videos"
             raise UnusableSample(f"{what}: more than `seq_length: {self.sequences.most}`")
-        is_answer[:1] = False
         if not is_answer.any():
             raise UnusableSample("it has no answer to learn")
         encoded: Encoded = Encoded.derive_from(
@@ -259,15 +260,3 @@ def _token_id(tokenizer: Any, token: str) -> int:
         what = f"{tokenizer.name_or_path}: the tokenizer has no special token {token!r}"
         raise UserError(f"{what}, which stands for a picture or video")
     return int(number)
-
-
-def _overlap(tokens: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return which tokens, as `(first, end)`, share a character with a span; spans are in order and apart.
-
-    Llama's tokenizers join a space with the word after it, also the last of a prompt with an answer.
-    """
-    edges = np.asarray(spans, np.int64).reshape(-1)
-    first, last = tokens[:, 0], np.maximum(tokens[:, 1] - 1, tokens[:, 0])
-    inside: np.ndarray = np.searchsorted(edges, np.stack([first, last]), side="right") % 2
-    overlap: np.ndarray = inside.max(0) == 1
-    return overlap

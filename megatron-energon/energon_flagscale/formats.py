@@ -1,17 +1,9 @@
-"""The names that files of conversations use for roles, parts and pictures. Standard library only."""
+"""The names that files of conversations use for parts and pictures. Standard library only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-ROLES: Mapping[str, str] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-"""Roles in files, and what they become."""
 KINDS: Mapping[str, str] = {
     "text": "text",
     "input_text": "text",

@@ -51,9 +51,9 @@ class OpenTokenizer:
 
 def open_tokenizer(folder: Path) -> OpenTokenizer:
     """Open a tokenizer folder; raises UserError if it cannot be opened or has no end-of-document token."""
-    by_class = _by_class(folder)
+    opened = by_class(folder)
     ending = eos_token(folder)
-    encoder = _plain(by_class.backend_tokenizer)
+    encoder = _plain(opened.backend_tokenizer)
     eos = encoder.token_to_id(ending)
     if eos is None or _by_file(folder).token_to_id(ending) != eos:  # otherwise transformers added it
         raise UserError(f"{tokenizer_file(folder)}: the eos_token {ending!r} is not in its vocabulary")
@@ -64,7 +64,7 @@ def open_tokenizer(folder: Path) -> OpenTokenizer:
 
 def ids_of(folder: Path, text: str) -> list[int]:
     """Return the ids that `AutoTokenizer` gives for a text, as trainer and server would get them."""
-    return list(_by_class(folder)(text).input_ids)
+    return list(by_class(folder)(text).input_ids)
 
 
 def first_difference(ids: Sequence[int], others: Sequence[int]) -> int:
@@ -82,17 +82,17 @@ def comparison(folder: Path, text: str) -> str | None:
 
     Raises UserError if the folder cannot be opened.
     """
-    by_class, file = _by_class(folder), _plain(_by_file(folder))
-    ours, theirs = _plain(by_class.backend_tokenizer).encode(text), file.encode(text)
+    opened, file = by_class(folder), _plain(_by_file(folder))
+    ours, theirs = _plain(opened.backend_tokenizer).encode(text), file.encode(text)
     if ours.ids == theirs.ids:
         return None
     first = first_difference(ours.ids, theirs.ids)
     at = min((encoding.offsets[first][0] for encoding in (ours, theirs) if first < len(encoding)), default=0)
-    name = type(by_class).__name__
+    name = type(opened).__name__
     return (
         f"{folder}: the tokenizer's class and its file disagree from token {first + 1} on, "
         f"at {text[max(0, at - 10) : at + 40]!r}:\n"
-        f"    {name}: {_around(by_class.backend_tokenizer, ours, first)}\n"
+        f"    {name}: {_around(opened.backend_tokenizer, ours, first)}\n"
         f"    tokenizer.json: {_around(file, theirs, first)}\n"
         f"    Trainer and server use the class. {_ways_to_fix(folder)}"
     )
@@ -105,7 +105,7 @@ def beside_model(alone: Path, model: Path) -> str:
         return ""
     first = first_difference(*ids)
     shown = [around(one, first) for one in ids]
-    name = type(_by_class(model)).__name__
+    name = type(by_class(model)).__name__
     return (
         f"the tokenizer gives other ids beside this model, where transformers opens it as {name}: "
         f"{shown[1]} instead of {shown[0]} from token {first + 1} on; a model that was trained with the "
@@ -134,7 +134,7 @@ def _around(tokenizer: "Tokenizer", encoding: "Encoding", first: int) -> str:
     return f"{around(encoding.ids, first)}  ({pieces!r})"
 
 
-def _by_class(folder: Path) -> Any:
+def by_class(folder: Path) -> Any:
     """Return transformers' tokenizer of a folder; neither a network nor code of the folder is used."""
     tokenizer_file(folder)
     from transformers import AutoTokenizer

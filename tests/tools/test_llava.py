@@ -357,7 +357,7 @@ class TestPrepare:
         self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         answers = iter(["before", "after"])
-        monkeypatch.setattr(llava, "_content", lambda _: next(answers))
+        monkeypatch.setattr(llava, "content_of", lambda _: next(answers))
         with pytest.raises(UserError, match="changed while it was being read"):
             llava.prepare([source], tmp_path / "out")
 

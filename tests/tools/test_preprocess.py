@@ -229,7 +229,7 @@ def test_a_restart_reuses_complete_parts_and_remakes_damaged_ones(
     parts = tmp_path / "out" / "text_document.parts"
     assert sorted(part.name for part in parts.iterdir()) == ["000000", "000001", "000002", "request.json"]
     assert not list((tmp_path / "out").glob("*.bin"))
-    (parts / "000001" / "train.bin").write_bytes(b"lost in a power cut")
+    (parts / "000001" / "train_text_document.bin").write_bytes(b"lost in a power cut")
     (parts / "000003.tmp").mkdir()
     prepare(source, tokenizer, tmp_path / "out", documents_per_part=4)
     assert content(tmp_path / "out") == content(tmp_path / "whole")

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from flagscale.checks.messages import ConversationError
 from flagscale.errors import UserError
 from flagscale_testing.pictures import IMAGE, VIDEO, write_tokenizer
-from megatron.flagscale.chat.conversation import ChatTemplate, ConversationError
+from megatron.flagscale.chat.conversation import ChatTemplate
 from megatron.flagscale.chat.templates import named_template, rendered, template_of
 
 TRIMS = """{{- bos_token -}}{% for m in messages %}
@@ -143,10 +144,16 @@ def test_contents_that_a_template_changes_are_found_by_rendering_up_to_them(fold
     assert spans == ["<think>\n\n</think>\n\nyes<|im_end|>"]
 
 
-def test_refuses_a_template_that_rewrites_earlier_answers(folders: Any) -> None:
-    template = chat(opened(folders, THINKS))
+def test_texts_that_a_template_drops_from_earlier_answers_are_not_learnt(folders: Any) -> None:
+    messages = turns("Q", "<think>x</think>yes", "R", "<think>y</think>no")
+    found = ["yes<|im_end|>", "<think>\n\n</think>\n\nno<|im_end|>"]
+    assert answers(chat(opened(folders, THINKS)), messages)[1] == found
+
+
+def test_refuses_a_template_that_writes_answers_in_another_order(folders: Any) -> None:
+    backwards = "{% for m in messages | reverse %}{{ m.role + m.content }}{% endfor %}"
     with pytest.raises(ConversationError, match="the answer in message 2 cannot be found"):
-        template.conversation(turns("Q", "<think>x</think>yes", "R", "<think>y</think>no"))
+        chat(opened(folders, backwards)).conversation(turns("Q", "a", "R", "b"))
 
 
 def test_answers_without_content_or_with_the_text_of_the_prompt(folders: Any) -> None:

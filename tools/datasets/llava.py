@@ -9,7 +9,6 @@ changed. At the end Energon prepares the folder, and everything is renamed; `.nv
 opens nothing, is last.
 """
 
-import hashlib
 import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -22,13 +21,12 @@ from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
 from tools.command import run
 from tools.datasets.folders import locked
-from tools.datasets.formats import Format
 from tools.datasets.pictures import energon
 from tools.datasets.pictures.folder import Finished, PictureFolder
 from tools.datasets.pictures.reading import Reading
-from tools.datasets.pictures.records import source_files
 from tools.datasets.pictures.shards import Left, Settings, Stored
 from tools.datasets.pictures.writers import written
+from tools.datasets.records import bytes_of, check_apart, content_of, source_files
 from tools.progress import Progress
 
 VALID_EVERY = 50
@@ -64,13 +62,12 @@ def prepare(
     """
     _check_numbers(valid_every, samples_per_shard, video_frames, processes)
     energon.check_installed()
-    if any(output.resolve() == path.resolve() for path in source if path.is_dir()):
-        raise UserError(f"--output {output}: is the source; its facts would be read as conversations")
+    check_apart(source, output)
     files = source_files(source)
     root = pictures or (source[0] if source[0].is_dir() else source[0].parent)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; --pictures is the folder of the pictures")
-    content = _content(files)
+    content = content_of(files)
     request = {
         "source": [path.resolve().name for path in source],
         "content": content,
@@ -89,8 +86,8 @@ def prepare(
             return ready
         folder.begin(request)
         reading = Reading(files, valid_every, samples_per_shard)
-        parts = _write(reading, folder, settings, processes, total=_bytes(files))
-        if _content(files) != content:
+        parts = _write(reading, folder, settings, processes, total=bytes_of(files))
+        if content_of(files) != content:
             raise UserError(f"{source[0]}: changed while it was being read; run the same command again")
         left = sorted([*reading.problems, *(problem for part in parts for problem in part.problems)])
         if left:
@@ -125,16 +122,6 @@ def _report(left: list[Left], folder: PictureFolder, *, refuse: bool) -> None:
         problems += [Problem(f"and {more} more, all in {folder.mistakes}")] * (more > 0)
     how = "fix them and run the same command again, or leave these samples out with --skip-mistakes"
     raise UserError([*problems, Problem(f"{len(left)} sample(s) with mistakes; {how}")])
-
-
-def _content(files: list[tuple[Path, Format]]) -> str:
-    """Return a hash that changes if a file is written, but not if the folder moves."""
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file, _ in files]
-    return hashlib.sha256(repr(stats).encode(errors="surrogatepass")).hexdigest()
-
-
-def _bytes(files: list[tuple[Path, Format]]) -> int:
-    return sum(file.stat().st_size for file, _ in files)
 
 
 def _check_numbers(valid_every: int, samples_per_shard: int, video_frames: int, processes: int) -> None:

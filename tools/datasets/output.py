@@ -1,6 +1,7 @@
 """The contents of a folder of tokenized text, and the names of its files."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from flagscale.checks import indexed
 from flagscale.checks.facts import facts_path
 
 TRAIN, VALID = "train", "valid"
-SUFFIX = "text_document"
+TEXT, LOSS_MASK = "text_document", "loss_mask_document"
+"""Kinds of pairs: the ids of documents, and for each of them whether it is learnt."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,26 @@ class OutputFolder:
     """The only place that knows the file names below the output folder."""
 
     output: Path
+    kinds: tuple[str, ...] = (TEXT,)
+    """The pairs of each split: the text, and pairs that describe its tokens."""
+    extras: tuple[str, ...] = ()
+    """Names of files about all pairs."""
 
-    def prefix(self, split: str) -> Path:
-        return self.output / f"{split}_{SUFFIX}"
+    def prefix(self, split: str, kind: str = TEXT) -> Path:
+        return self.output / f"{split}_{kind}"
 
     @property
     def record(self) -> Path:
-        return self.output / f"{SUFFIX}.json"
+        return self.output / f"{TEXT}.json"
+
+    @property
+    def mistakes(self) -> Path:
+        """The list of mistakes in the source; beside unfinished parts, it means that they were refused."""
+        return self.output / "mistakes.txt"
 
     @property
     def parts(self) -> Path:
-        return self.output / f"{SUFFIX}.parts"
+        return self.output / f"{TEXT}.parts"
 
     @property
     def request(self) -> Path:
@@ -56,15 +67,22 @@ class OutputFolder:
         """Return the complete parts in the order of their documents; an incomplete part has a suffix."""
         return sorted(path for path in self.parts.iterdir() if path.is_dir() and not path.suffix)
 
-    def merged(self, split: str) -> Path:
+    def pairs_in(self, part: Path) -> Iterator[tuple[str, str, Path]]:
+        """Yield the split, the kind and the prefix of each pair that a part may have."""
+        for split in (TRAIN, VALID):
+            for kind in self.kinds:
+                yield split, kind, part / f"{split}_{kind}"
+
+    def merged(self, split: str, kind: str) -> Path:
         """Return the prefix of a split whose parts are being merged."""
-        return self.parts / f"{split}.merged"
+        return self.parts / f"{split}_{kind}.merged"
 
     def files(self) -> list[Path]:
         """Return all final files in a safe order of deletion: facts, then an index, then its tokens."""
-        prefixes = [self.prefix(split) for split in (TRAIN, VALID)]
+        prefixes = [self.prefix(split, kind) for kind in self.kinds for split in (TRAIN, VALID)]
         kinds = (facts_path, indexed.idx_path, indexed.bin_path)
-        return [self.record, *(path(prefix) for path in kinds for prefix in prefixes)]
+        pairs = [path(prefix) for path in kinds for prefix in prefixes]
+        return [self.record, *(self.output / name for name in self.extras), *pairs]
 
     def remove_index_cache(self, split: str) -> None:
         """Remove the indices that Megatron keeps in a folder with the name of the prefix.
@@ -79,8 +97,10 @@ class OutputFolder:
                 folder.rmdir()
 
     def discard(self) -> None:
+        """Remove everything that a preparation makes."""
         for file in self.files():
             file.unlink(missing_ok=True)
         for split in (TRAIN, VALID):
             self.remove_index_cache(split)
         shutil.rmtree(self.parts, ignore_errors=True)
+        self.mistakes.unlink(missing_ok=True)

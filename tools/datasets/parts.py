@@ -1,4 +1,4 @@
-"""Tokenize documents in parts of a fixed number, and merge the parts into Megatron's files.
+"""Encode documents in parts of a fixed number, and merge the parts into Megatron's files.
 
 A part is written to a temporary folder and renamed once complete, so a restart reuses complete parts.
 """
@@ -10,65 +10,83 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flagscale.checks import indexed
 from flagscale.checks.facts import write_facts
 from flagscale.errors import UserError
 from flagscale.files import put_in_place
-from megatron.flagscale.tokenizer import OpenTokenizer, comparison, ids_of, open_tokenizer
-from tools.datasets.documents import Document, Source, skipped_notice
-from tools.datasets.output import TRAIN, VALID, OutputFolder
+from tools.datasets.folders import read_json, write_json
+from tools.datasets.output import TEXT, TRAIN, VALID, OutputFolder
 from tools.progress import Progress
 
 _BATCH = 256  # documents encoded at once: enough to keep all threads of the tokenizer busy
-_COMPARED, _COMPARED_CHARACTERS = 8, 4000
-"""Documents, and characters of each, on which the class and the file of a tokenizer are compared."""
-_SAMPLE_CHARACTERS = 200
+_ABOUT = "about.json"
 
 
-def write_parts(
-    layout: OutputFolder, source: Source, tokenizer: Path, valid_every: int, documents_per_part: int
-) -> dict[str, Any]:
-    """Tokenize every part that does not exist yet; return what the tokenizer adds to the facts of the data.
+class Sized(Protocol):
+    """A document of any form."""
 
-    Raises UserError if the class of the tokenizer gives the first documents other ids than its file.
-    """
-    opened = open_tokenizer(tokenizer)
-    skipped: list[Path] = []
-    documents = source.documents(skipped.append)
-    first_documents = list(itertools.islice(documents, _COMPARED))
-    compared = "\n".join(document.text[:_COMPARED_CHARACTERS] for document in first_documents)
-    if differs := comparison(tokenizer, compared):
-        raise UserError(differs)
-    _megatron()  # before the clock starts
+    @property
+    def size(self) -> int:
+        """The bytes of its file that were read for it, by which progress is measured."""
+
+
+class Encoder[T: Sized](Protocol):
+    """What makes sequences of documents."""
+
+    unit: str
+    """What the documents are called."""
+
+    @property
+    def dtypes(self) -> Mapping[str, str]:
+        """The kinds of pairs (`OutputFolder.kinds`) that a document becomes a part of, and their types."""
+
+    def encode(self, documents: Sequence[T]) -> Iterable[Mapping[str, Sequence[int]] | None]:
+        """Return each document's sequence for each kind; None if it is left out."""
+
+    def about(self) -> Any:
+        """Return what to keep (as JSON) of the documents since the last call; None if nothing."""
+
+
+def write_parts[T: Sized](
+    layout: OutputFolder,
+    documents: Iterable[T],
+    encoder: Encoder[T],
+    *,
+    valid_every: int,
+    documents_per_part: int,
+    total: int,
+) -> None:
+    """Encode every part that does not exist yet; `total`: the bytes of all documents."""
+    megatron()  # before the clock starts
     reused = 0
-    with Progress(source.size()) as progress:
-        batches = itertools.batched(itertools.chain(first_documents, documents), documents_per_part)
-        for number, batch in enumerate(batches):
-            if _sound_part(layout.part(number)):
+    with Progress(total) as progress:
+        for number, batch in enumerate(itertools.batched(documents, documents_per_part)):
+            if _is_sound(layout, layout.part(number)):
                 reused += 1
                 progress.advance(sum(document.size for document in batch))
             else:
                 first = number * documents_per_part
-                _write_part(layout.part(number), batch, first, opened, valid_every, progress)
+                _write_part(layout, layout.part(number), batch, first, encoder, valid_every, progress)
     if reused:
         print(f"reusing {reused} part(s) of an earlier run", file=sys.stderr)
-    if skipped:
-        print(skipped_notice(skipped), file=sys.stderr)
-    text = first_documents[0].text[:_SAMPLE_CHARACTERS]
-    sample = {"text": text, "ids": ids_of(tokenizer, text)}
-    return {"vocabulary": opened.vocabulary, "sample": sample}
 
 
-def _write_part(
+def about_parts(layout: OutputFolder) -> list[Any]:
+    """Return what the encoder kept of each part, in order."""
+    return [read_json(part / _ABOUT) for part in layout.complete_parts()]
+
+
+def _write_part[T: Sized](
+    layout: OutputFolder,
     part: Path,
-    documents: tuple[Document, ...],
+    documents: Sequence[T],
     first: int,
-    tokenizer: OpenTokenizer,
+    encoder: Encoder[T],
     valid_every: int,
     progress: Progress,
 ) -> None:
@@ -77,44 +95,45 @@ def _write_part(
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(part, ignore_errors=True)  # a damaged one
     temporary.mkdir()
-    builders: dict[str, Any] = {}
+    prefixes = {(split, kind): prefix for split, kind, prefix in layout.pairs_in(temporary)}
+    builders: dict[tuple[str, str], Any] = {}
     for start in range(0, len(documents), _BATCH):
         batch = documents[start : start + _BATCH]
         tokens = 0
-        encoded = tokenizer.documents([document.text for document in batch])
-        for number, ids in enumerate(encoded, first + start):
+        for number, sequences in enumerate(encoder.encode(batch), first + start):
             split = VALID if valid_every and number % valid_every == 0 else TRAIN
-            if split not in builders:
-                builders[split] = _builder(temporary / split, _dtype(tokenizer.vocabulary))
-            builders[split].add_document(ids, [len(ids)])
-            tokens += len(ids)
-        progress.advance(sum(document.size for document in batch), documents=len(batch), tokens=tokens)
-    for split, builder in builders.items():
-        builder.finalize(str(indexed.idx_path(temporary / split)))
+            for kind, values in (sequences or {}).items():
+                key = split, kind
+                if key not in builders:
+                    builders[key] = _builder(prefixes[key], encoder.dtypes[kind])
+                builders[key].add_document(values, [len(values)])
+            tokens += len(sequences[TEXT]) if sequences else 0
+        read = sum(document.size for document in batch)
+        progress.advance(read, **{encoder.unit: len(batch), "tokens": tokens})
+    for key, builder in builders.items():
+        builder.finalize(str(indexed.idx_path(prefixes[key])))
+    if (about := encoder.about()) is not None:
+        write_json(temporary / _ABOUT, about)
     temporary.rename(part)
 
 
 def merge(layout: OutputFolder, known: Mapping[str, Any]) -> dict[str, indexed.Summary]:
     """Merge the parts of each split, move them to their final names, and write their facts."""
-    parts = layout.complete_parts()
-    merged = {
-        split: [part / split for part in parts if indexed.idx_path(part / split).exists()]
-        for split in (TRAIN, VALID)
-    }
-    if not merged[TRAIN]:
+    merged: dict[tuple[str, str], list[Path]] = {}
+    for part in layout.complete_parts():
+        for split, kind, prefix in layout.pairs_in(part):
+            if indexed.idx_path(prefix).exists():
+                merged.setdefault((split, kind), []).append(prefix)
+    if (TRAIN, TEXT) not in merged:
         raise UserError(
             "the only document went to the validation text; choose a larger --source, or --valid-every 0"
         )
-    return {
-        split: _merge_split(layout, split, prefixes, known) for split, prefixes in merged.items() if prefixes
-    }
+    for (split, kind), prefixes in merged.items():
+        _merge_pair(prefixes, layout.merged(split, kind))
+    return {split: _finish(layout, split, known) for split in (TRAIN, VALID) if (split, TEXT) in merged}
 
 
-def _merge_split(
-    layout: OutputFolder, split: str, parts: list[Path], known: Mapping[str, Any]
-) -> indexed.Summary:
-    """Merge the parts of one split into its final pair: first the tokens, then the index, then the facts."""
-    final, merged = layout.prefix(split), layout.merged(split)
+def _merge_pair(parts: list[Path], merged: Path) -> None:
     builder = _builder(merged, indexed.summary(parts[0]).dtype)
     gc.freeze()  # add_index collects garbage for each part; without torch's many objects this takes no time
     for part in parts:
@@ -123,36 +142,43 @@ def _merge_split(
     builder.finalize(str(indexed.idx_path(merged)))
     if problems := indexed.problems(merged, thorough=True):
         raise RuntimeError("the merged data is damaged: " + "; ".join(problems))
+
+
+def _finish(layout: OutputFolder, split: str, known: Mapping[str, Any]) -> indexed.Summary:
+    """Move the pairs of a split to their final names, the text last; write its facts."""
     from megatron.flagscale.id_range import id_range
 
-    _, largest_id = id_range(merged)
+    _, largest_id = id_range(layout.merged(split, TEXT))
     layout.remove_index_cache(split)
-    put_in_place(indexed.bin_path(merged), indexed.bin_path(final))
-    put_in_place(indexed.idx_path(merged), indexed.idx_path(final))
+    for kind in sorted(layout.kinds, key=lambda kind: kind == TEXT):
+        for path in (indexed.bin_path, indexed.idx_path):
+            put_in_place(path(layout.merged(split, kind)), path(layout.prefix(split, kind)))
+    final = layout.prefix(split)
     summary = indexed.summary(final)
     write_facts(final, {**asdict(summary), "largest_id": largest_id, **known})
     return summary
 
 
-def _sound_part(part: Path) -> bool:
+def _is_sound(layout: OutputFolder, part: Path) -> bool:
     """Return whether this part is complete; one that has lost bytes since (in a power cut) is remade."""
-    splits = [part / split for split in (TRAIN, VALID) if indexed.idx_path(part / split).exists()]
-    return bool(splits) and not any(indexed.problems(split) for split in splits)
+    pairs = [prefix for *_, prefix in layout.pairs_in(part) if indexed.idx_path(prefix).exists()]
+    is_written = bool(pairs) or (part / _ABOUT).is_file()
+    return is_written and not any(indexed.problems(prefix) for prefix in pairs)
 
 
-def _dtype(vocabulary: int) -> str:
-    """Return the smallest type, as Megatron itself would choose it."""
-    return str(_megatron().DType.optimal_dtype(vocabulary).__name__)
+def dtype_of(vocabulary: int) -> str:
+    """Return the smallest type for the ids of a vocabulary, as Megatron itself would choose it."""
+    return str(megatron().DType.optimal_dtype(vocabulary).__name__)
 
 
 def _builder(prefix: Path, dtype: str) -> Any:
     """Return megatron-core's own writer, so that the format is right by construction."""
-    megatron = _megatron()
-    return megatron.IndexedDatasetBuilder(str(indexed.bin_path(prefix)), dtype=getattr(megatron.numpy, dtype))
+    library = megatron()
+    return library.IndexedDatasetBuilder(str(indexed.bin_path(prefix)), dtype=getattr(library.numpy, dtype))
 
 
 @functools.cache
-def _megatron() -> Any:
+def megatron() -> Any:
     """Import megatron-core late (5 s, with torch), without its warnings about optional GPU libraries."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="Could not determine rank")  # this is the only process

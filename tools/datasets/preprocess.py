@@ -5,33 +5,36 @@ and `--valid-data-path`. The same command continues a killed run; the final name
 pair or nothing that Megatron would open.
 
 Documents are tokenized in parts of a fixed number. Each part is written to a temporary folder and renamed
-once complete, so a restart reuses complete parts; `text_document.parts/request.json` records what they are
-made from. At the end all parts are merged and renamed, `.idx` last; the facts of each pair are written to
-`train_text_document.json` and `valid_text_document.json`, and `text_document.json` records the result.
+once complete, so a restart reuses complete parts. At the end all parts are merged and renamed, `.idx` last;
+the facts of each pair are written to `train_text_document.json` and `valid_text_document.json`.
 """
 
-import os
-import shutil
+import itertools
 import sys
 from argparse import ArgumentParser
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from flagscale.checks import indexed
 from flagscale.checks import tokenizer as tokenizer_files
-from flagscale.checks.facts import facts, facts_path
 from flagscale.errors import UserError
+from megatron.flagscale.tokenizer import open_tokenizer
 from tools.command import run
-from tools.datasets.documents import Source, add_arguments, source_of
-from tools.datasets.folders import locked, read_json, refuse_other, write_json
+from tools.datasets.documents import Source, add_arguments, skipped_notice, source_of
+from tools.datasets.encoding import (
+    COMPARED,
+    TextEncoder,
+    add_tokenizer_arguments,
+    check_class,
+    facts_of,
+    use_threads,
+)
 from tools.datasets.output import OutputFolder, Prepared
-from tools.datasets.parts import merge, write_parts
+from tools.datasets.parts import write_parts
+from tools.datasets.preparing import VALID_EVERY, Made, check_numbers
+from tools.datasets.preparing import prepare as prepare_folder
 
-VALID_EVERY = 50
 DOCUMENTS_PER_PART = 10_000
 
 
@@ -46,74 +49,51 @@ def prepare(
 ) -> Prepared:
     """Write `source`, tokenized and split into train and valid, to `output`; continue or reuse earlier work.
 
-    Documents 0, n, 2n, ... with n = `valid_every` go to valid (0: none). Raises UserError if the folder was
-    made with other settings.
+    Documents 0, n, 2n, ... with n = `valid_every` go to valid (0: none).
+
+    Raises:
+        UserError: the folder was made with other settings; the class of the tokenizer gives the first
+            documents other ids than its file.
     """
-    if valid_every == 1 or valid_every < 0:
-        raise UserError(f"--valid-every {valid_every}: must be 2 or more, or 0 for no validation text")
-    if documents_per_part < 1:
-        raise UserError(f"--documents-per-part {documents_per_part}: must be 1 or more")
+    check_numbers(valid_every, documents_per_part=documents_per_part)
     layout = OutputFolder(output)
-    fingerprint, tokenizer_fingerprint = source.fingerprint(), tokenizer_files.fingerprint(tokenizer)
+    fingerprint = source.fingerprint()
     request = {
         "source": fingerprint,
-        "tokenizer": tokenizer_fingerprint,
+        "tokenizer": tokenizer_files.fingerprint(tokenizer),
         "valid_every": valid_every,
         "documents_per_part": documents_per_part,
     }
-    with locked(output):
-        if overwrite:
-            layout.discard()
-        ready = _up_to_date(layout, request)
-        if ready is not None:
-            return ready
-        layout.parts.mkdir(exist_ok=True)
-        write_json(layout.request, request)
-        known = write_parts(layout, source, tokenizer, valid_every, documents_per_part)
+
+    def make() -> Made:
+        opened = open_tokenizer(tokenizer)
+        skipped: list[Path] = []
+        documents = source.documents(skipped.append)
+        first = list(itertools.islice(documents, COMPARED))
+        check_class(tokenizer, [document.text for document in first])
+        write_parts(
+            layout,
+            itertools.chain(first, documents),
+            TextEncoder(opened),
+            valid_every=valid_every,
+            documents_per_part=documents_per_part,
+            total=source.size(),
+        )
+        if skipped:
+            print(skipped_notice(skipped), file=sys.stderr)
+        known = facts_of(tokenizer, opened.vocabulary, first[0].text)
         if source.fingerprint() != fingerprint:
             raise UserError(f"{source.name}: changed while it was being read; run again with --overwrite")
-        splits = merge(layout, {"tokenizers": [tokenizer_fingerprint], **known})
-        write_json(
-            layout.record,
-            {"request": request, "splits": {name: asdict(held) for name, held in splits.items()}},
-        )
-        shutil.rmtree(layout.parts)
-        return Prepared(splits, made_now=True)
+        return Made(known)
 
-
-def _up_to_date(layout: OutputFolder, request: dict[str, Any]) -> Prepared | None:
-    """Return the finished data, or None if there is work to do; raise UserError if it must not be touched."""
-    record = read_json(layout.record)
-    if record is None:
-        unfinished = read_json(layout.request)
-        if unfinished is not None:
-            if layout.complete_parts():  # otherwise starting with other settings loses nothing
-                refuse_other(layout.output, unfinished, request)
-        elif strangers := [str(file) for file in layout.files() if file.exists()]:
-            raise UserError(
-                f"{strangers[0]}: not made by this tool; choose another --output, or --overwrite it"
-            )
-        return None
-    refuse_other(layout.output, record["request"], request)
-    splits = {name: indexed.Summary(**held) for name, held in record["splits"].items()}
-    prefixes = [layout.prefix(split) for split in splits]
-    damaged = [problem for prefix in prefixes for problem in indexed.problems(prefix)]
-    damaged += [
-        f"{facts_path(prefix)}: not the facts of this pair" for prefix in prefixes if not facts(prefix)
-    ]
-    if damaged:
-        print(*damaged, "remaking the data", sep="\n", file=sys.stderr)
-        layout.discard()
-        return None
-    shutil.rmtree(layout.parts, ignore_errors=True)  # left by a kill after everything was done
-    return Prepared(splits, made_now=False)
+    return prepare_folder(layout, request, make, overwrite=overwrite)
 
 
 def main() -> int:
     """Preprocess from the command line."""
     parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_arguments(parser)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
+    add_tokenizer_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder for the data")
     parser.add_argument(
         "--valid-every",
@@ -127,11 +107,9 @@ def main() -> int:
         default=DOCUMENTS_PER_PART,
         help="number of documents per part; a kill costs one part at most (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=int, help="threads of the tokenizer (default: all cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace the contents of the folder")
     arguments = parser.parse_args()
-    if arguments.threads is not None:
-        os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # size of the tokenizer's thread pool
+    use_threads(arguments)
     prepared = prepare(
         source_of(arguments),
         arguments.tokenizer,

@@ -1,6 +1,7 @@
 """Check Megatron data files: `python tools/datasets/verify.py data/demo/train_text_document`.
 
-Prints the contents of each pair, or what is wrong with it. The exit code is 0 if all are valid, otherwise 1.
+Prints the contents of each pair, or what is wrong with it or with the loss masks beside it. The exit code is
+0 if all are valid, otherwise 1.
 """
 
 import sys
@@ -16,6 +17,7 @@ from flagscale.checks.vocabulary import id_violation, tokenizer_violation
 from flagscale.errors import UserError
 from megatron.flagscale.id_range import first_sequence_outside, id_range
 from tools.command import run
+from tools.datasets.masks import masks_of, problems_of_masks
 from tools.datasets.recording import record
 
 
@@ -59,12 +61,13 @@ def _verify(prefix: Path, folder: Path | None, vocabulary: int | None, with_reco
         if not wrong and folder:
             wrong = _record(prefix, folder, ids) if with_record else _other_tokenizer(prefix, folder)
         found = [wrong] if wrong else []
+        found += problems_of_masks(prefix)
     if found:
         print(*found, sep="\n", file=sys.stderr)
         return False
     held = indexed.summary(prefix)
     tokens = f"{held.tokens:,} tokens of type {held.dtype}, ids {ids[0]} to {ids[1]}"
-    print(f"{prefix}: valid, {held.documents:,} documents, {tokens}")
+    print(f"{prefix}: valid, {held.documents:,} documents, {tokens}{masks_of(prefix)}")
     if facts_path(prefix).is_file() and not facts(prefix):
         print(f"{prefix}: {facts_path(prefix).name} does not describe these files: they have changed since")
     elif folder and not facts(prefix):

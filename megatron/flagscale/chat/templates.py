@@ -47,6 +47,32 @@ def template_of(tokenizer: Any, source: str | None, image_token: str, video_toke
     return _with_begin(text, tokenizer)
 
 
+def text_template_of(tokenizer: Any, source: str | None, *, has_tools: bool = False, option: str = "") -> str:
+    """Return the Jinja text for conversations without pictures, which `apply_chat_template` would render.
+
+    Args:
+        has_tools: for conversations with tools, for which a tokenizer may have a template of its own.
+        option: the option of a command that `source` comes from, for messages.
+
+    Raises:
+        UserError: as `template_of`.
+    """
+    own = tokenizer.chat_template
+    if source is None and has_tools and isinstance(own, dict) and "tool_use" in own:
+        text = str(own["tool_use"])
+    else:
+        text = _text(tokenizer, source, option)
+    if not takes(text, tokenizer, lists=False) and not takes(text, tokenizer, lists=True):
+        what = _refusal(text, tokenizer) or "it does not write a message's text"
+        raise UserError([Problem(f"the chat template cannot be used: {what}", source or "")])
+    return text
+
+
+def takes(template: str, tokenizer: Any, *, lists: bool) -> bool:
+    """Return whether a template writes the text of a message whose content is a list of parts, or a text."""
+    return _writes(template, tokenizer, [{"type": "text", "text": _PROBE}] if lists else _PROBE)
+
+
 def own_template(tokenizer: Any) -> str:
     """Return the template in a tokenizer's folder; "" if it has none.
 
@@ -80,7 +106,7 @@ def rendered(template: str, tokenizer: Any, messages: list[dict[str, Any]], **se
     return str(chats[0])
 
 
-def _text(tokenizer: Any, source: str | None) -> str:
+def _text(tokenizer: Any, source: str | None, option: str = "") -> str:
     if source in TEMPLATES:
         text = named_template(source)
         if "eos_token" in text and tokenizer.eos_token is None:
@@ -91,7 +117,8 @@ def _text(tokenizer: Any, source: str | None) -> str:
     if source is not None:
         path = Path(source)
         if not path.is_file():
-            what = f"`chat_template: {source}` is neither a file nor one of {', '.join(TEMPLATES)}"
+            given = f"{option} {source}:" if option else f"`chat_template: {source}`"
+            what = f"{given} is neither a file nor one of {', '.join(TEMPLATES)}"
             raise UserError([Problem(what, hint=nearest(source, TEMPLATES))])
         try:
             return path.read_text("utf-8")
@@ -99,7 +126,7 @@ def _text(tokenizer: Any, source: str | None) -> str:
             raise UserError([Problem(f"is not a text in UTF-8: {error}", source)]) from None
     own = own_template(tokenizer)
     if not own:
-        hint = f"set `chat_template` to one of {', '.join(TEMPLATES)}, or to a Jinja file"
+        hint = f"set {option or '`chat_template`'} to one of {', '.join(TEMPLATES)}, or to a Jinja file"
         raise UserError([Problem("the tokenizer has no chat template", str(tokenizer.name_or_path), hint)])
     return own
 
@@ -107,11 +134,12 @@ def _text(tokenizer: Any, source: str | None) -> str:
 def _writes(template: str, tokenizer: Any, content: Any, image_token: str = "") -> bool:
     """Whether a template writes the text of a user's message, and one image token for the picture in it."""
     try:
-        texts = [rendered(template, tokenizer, _asked(one)) for one in ("", content)]
+        text = rendered(template, tokenizer, _asked(content))
+        without = rendered(template, tokenizer, _asked("")) if image_token else ""
     except Exception:  # jinja2's errors, or any that an expression in the template raises
         return False
-    has_token = not image_token or texts[1].count(image_token) == 1 + texts[0].count(image_token)
-    return has_token and _PROBE in texts[1] and "'type'" not in texts[1]
+    has_token = not image_token or text.count(image_token) == 1 + without.count(image_token)
+    return has_token and _PROBE in text and "'type'" not in text
 
 
 def _refusal(template: str, tokenizer: Any) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from flagscale.errors import Problem
 from tools.datasets.formats import Format
-from tools.datasets.pictures.records import Record, records
 from tools.datasets.pictures.shards import Left, Part
+from tools.datasets.records import Record, records
 
 TRAIN, VALID = "train", "val"  # as Energon calls them
 _PART_BYTES = 128 << 20

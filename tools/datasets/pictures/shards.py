@@ -16,8 +16,8 @@ from energon_flagscale.conversations import Conversation, characters, conversati
 from energon_flagscale.unusable import UnusableSample
 from flagscale.files import put_in_place, write_atomic
 from tools.datasets.pictures.media import Picture, content_of, picture, stamp
-from tools.datasets.pictures.records import Record
 from tools.datasets.pictures.videos import frames
+from tools.datasets.records import Record
 
 _VERSION = 1
 """Of what is written: a change makes all parts anew."""

@@ -1,5 +1,6 @@
 """Read records from JSON, JSON lines or Parquet as a stream; each knows its line or row."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,23 @@ def source_files(paths: list[Path]) -> list[tuple[Path, Format]]:
     if problems:
         raise UserError(problems)
     return found
+
+
+def content_of(files: list[tuple[Path, Format]]) -> str:
+    """Return a hash that changes if a file is written, but not if the folder moves."""
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file, _ in files]
+    return hashlib.sha256(repr(stats).encode(errors="surrogatepass")).hexdigest()
+
+
+def bytes_of(files: list[tuple[Path, Format]]) -> int:
+    """Return the total size of all files."""
+    return sum(file.stat().st_size for file, _ in files)
+
+
+def check_apart(source: list[Path], output: Path) -> None:
+    """Raise UserError if the output is a folder of the source: its facts would be read as records."""
+    if any(output.resolve() == path.resolve() for path in source if path.is_dir()):
+        raise UserError(f"--output {output}: is the source; its facts would be read as conversations")
 
 
 def _files_in(folder: Path) -> list[Path]:
