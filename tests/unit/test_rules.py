@@ -21,6 +21,7 @@ from flagscale.checks import (
     experts,
     latent,
     layers,
+    lora,
     megatron,
     picture_data,
     pictures,
@@ -40,6 +41,7 @@ from tests.unit import (
     test_blend,
     test_degrees,
     test_hetero_layout,
+    test_lora,
     test_pictures,
     test_recompute,
     test_resume,
@@ -73,6 +75,7 @@ MODULES = (
     experts,
     latent,
     layers,
+    lora,
     megatron,
     picture_data,
     pictures,
@@ -154,6 +157,11 @@ def test_every_rule_has_an_example(
         for ranks, changes, _ in test_hetero_layout.WRONG:
             with pytest.raises(UserError):
                 build({"hetero_process_meshes": test_hetero_layout.FLAT, **changes}, ranks=ranks)
+        for changes, *_ in test_lora.WRONG:
+            list(lora.lora_violations(test_lora.GOOD | changes))
+        for before, now, *_ in test_lora.OF_OTHERS:
+            saved = resume.Saved("the checkpoint", resume.record(test_lora.RUN | before))
+            list(resume.resume_violations(saved, test_lora.RUN | now))
         for values, _ in test_validation.WRONG:
             list(validation.validation_violations(values))
         for number in ("[[1, 4, 0]]", "[[1, 4, 9]]", "[[1, 4, -1]]"):

@@ -52,7 +52,7 @@ def adapter_state(
         groups = {"tp_group": module.tp_group, "dp_cp_group": copies}
         for local, parameter in module.named_parameters(name):
             key = global_name(local, chunk)
-            if parameter.tensor_model_parallel:
+            if getattr(parameter, "tensor_model_parallel", False):
                 found[local] = cut(parameter, key, parameter.partition_dim, **groups)
             else:
                 found[local] = whole(parameter, key, **groups)
