@@ -20,6 +20,7 @@ from flagscale.errors import UserError
 from flagscale.files import write_atomic
 from flagscale.run.checkpoints import TRACKER, folder_of, tracked
 from megatron.flagscale.checkpoint.arguments import compare, remember_base
+from megatron.flagscale.checkpoint.base import base_folder, identity
 from megatron.flagscale.checkpoint.manifest import (
     RELEASE,
     Candidate,
@@ -35,7 +36,6 @@ from megatron.flagscale.checkpoint.torch_format import (
     saved_arguments,
 )
 from megatron.flagscale.checkpoint.with_optimizer import check_state, is_start, load_with_optimizer
-from megatron.flagscale.lora.base import base_folder, identity
 from megatron.flagscale.patching import Patch
 
 CONSUMED_TOKENS = "consumed_train_tokens"
@@ -247,6 +247,8 @@ def _loadable(folder: Path, args: Any, *, is_own: bool, is_base: bool = False) -
     vocabulary = saved.get("padded_vocab_size")
     if resumes or is_new:
         _check_vocabulary(folder, vocabulary, args)
+    if is_base:
+        _check_tokens(folder, vocabulary)
     # Otherwise the engine may keep initial values: of padding tokens, or of tensors that it does not find.
     is_whole = vocabulary == args.padded_vocab_size and args.dist_ckpt_strictness in STRICT
     return Load(folder, is_whole, saved.get(CONSUMED_TOKENS, 0) if resumes else 0)
@@ -284,6 +286,15 @@ def _check_vocabulary(folder: Path, saved: int | None, args: Any) -> None:
         raise UserError(f"{what}: choose a tensor parallel size that divides {saved}.")
     multiple = saved // args.tensor_model_parallel_size
     raise UserError(f"{what}: set `make_vocab_size_divisible_by: {multiple}`.")
+
+
+def _check_tokens(folder: Path, saved: int | None) -> None:
+    """Raise `UserError` if the tokenizer has tokens that a base (of `saved` tokens) does not have."""
+    from megatron.training.global_vars import get_tokenizer
+
+    if saved is not None and (size := get_tokenizer().vocab_size) > saved:
+        what = f"the base {folder} has {saved} tokens, but the tokenizer has {size}"
+        raise UserError(f"{what}, and adapters do not train embeddings: use the tokenizer of the base")
 
 
 def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:

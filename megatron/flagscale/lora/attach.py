@@ -38,10 +38,14 @@ def attach(args: argparse.Namespace, chunks: list[torch.nn.Module]) -> list[torc
 def add_to(chunk: torch.nn.Module, args: argparse.Namespace) -> None:
     """Freeze a chunk and add adapters to it: A drawn by name in the whole model, B zero.
 
-    In a chunk that begins with the embedding, its output requires a gradient: without one, recomputed layers
-    would be recomputed without gradients.
+    The bias with which a router balances its experts is a buffer, and stays as it is too. In a chunk that
+    begins with the embedding, its output requires a gradient: without one, recomputed layers would be
+    recomputed without gradients.
     """
     chunk.requires_grad_(False)
+    for module in chunk.modules():
+        if hasattr(module, "frozen_expert_bias"):
+            module.frozen_expert_bias = True
     values = vars(args)
     for joined in linear_layers(chunk, projections(values)):
         made = add_adapters(joined, values[RANK], scale(values), values[DROPOUT])
