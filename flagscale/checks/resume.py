@@ -14,7 +14,7 @@ from flagscale.checks import pictures
 from flagscale.checks.blend import NAMES, TRAINING, parse
 from flagscale.checks.latent import MLA, ONLY_WITH_YARN, uses_yarn
 from flagscale.checks.loading import READING, loading_violations
-from flagscale.checks.lora import BASE, DROPOUT, LORA, adapter_violations
+from flagscale.checks.lora import DROPOUT, LORA, adapter_violations
 from flagscale.checks.schedule import PARTS, schedule
 from flagscale.checks.stablelm2 import KEYS
 from flagscale.errors import UserError, Violation
@@ -93,7 +93,7 @@ RECORDED = tuple(
     dict.fromkeys(
         (
             *(*SHAPE, *FUNCTION, *PARTS_OF_MODEL, *FROZEN, *OPTIMIZER, *NOTICE),
-            *(*LORA, BASE, *NAMES, "mock_data", "tokenizer_type", *READING),
+            *(*LORA, *NAMES, "mock_data", "tokenizer_type", *READING),
         )
     )
 )

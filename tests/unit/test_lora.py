@@ -56,7 +56,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({**NO_ADAPTERS, "lora_dropout": 0.1}, "lora_dropout", "has no effect without `lora_rank`"),
     ({**NO_ADAPTERS, "lora_targets": ["q_proj"]}, "lora_targets", "has no effect without `lora_rank`"),
 ]
-RUN = {**GOOD, "num_layers": 2, "lora_base": "of the base", "lora_targets": ["linear_qkv"]}
+RUN = {**GOOD, "num_layers": 2, lora.BASE: "of the base", "lora_targets": ["linear_qkv"]}
 OF_OTHERS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     ({}, {"lora_rank": 8, "lora_alpha": 16.0}, "lora_rank", "is 8, but the checkpoint was trained with 4"),
     ({}, {"lora_alpha": None}, "lora_alpha", "is 4, but the checkpoint was trained with 8: use 8"),
@@ -110,7 +110,7 @@ def test_targets_are_projections_in_the_order_of_the_model() -> None:
 def test_a_checkpoint_of_something_else_is_refused(
     before: dict[str, Any], now: dict[str, Any], name: str, says: str
 ) -> None:
-    saved = Saved("the checkpoint", record(RUN | before))
+    saved = Saved("the checkpoint", {**record(RUN | before), lora.BASE: "of the base"})
     ((blamed, what),) = resume_violations(saved, RUN | now)
     assert blamed == name
     assert says in what

@@ -160,7 +160,7 @@ def test_every_rule_has_an_example(
         for changes, *_ in test_lora.WRONG:
             list(lora.lora_violations(test_lora.GOOD | changes))
         for before, now, *_ in test_lora.OF_OTHERS:
-            saved = resume.Saved("the checkpoint", resume.record(test_lora.RUN | before))
+            saved = resume.Saved("the checkpoint", {**test_lora.RUN, **before})
             list(resume.resume_violations(saved, test_lora.RUN | now))
         for values, _ in test_validation.WRONG:
             list(validation.validation_violations(values))
