@@ -56,7 +56,7 @@ def record_of(args: Any) -> dict[str, Any]:
     """Return the record of this run; the batch size is the engine's if none was given."""
     values = {**_given, "global_batch_size": args.global_batch_size, RANKS: args.data_parallel_size}
     switches = {name: values.get(name) for name in _READ}
-    base = {name: values[name] for name in (BASE,) if name in values}
+    base = {BASE: _given[BASE]} if BASE in _given else {}
     return {**switches, **base, **record(values, values.get(CONTENT, ""), values.get(TOKENIZER, ""))}
 
 
