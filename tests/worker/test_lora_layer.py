@@ -187,7 +187,7 @@ def test_only_adapters_are_trained_and_begin_as_the_base() -> None:
             # Uniform between -1 and 1 over the root of the number of inputs.
             limit = one.size(1) ** -0.5
             assert 0.8 * limit < one.abs().max() <= limit
-    firsts = {float(one[0, 0]) for name, one in trained.items() if name.endswith(".a.weight")}
+    firsts = {one[0, 0].item() for name, one in trained.items() if name.endswith(".a.weight")}
     assert len(firsts) == len(ROWS)
 
 
