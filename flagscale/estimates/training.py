@@ -18,6 +18,12 @@ from flagscale.planner.reading import layout_of, training_of
 from flagscale.planner.training import Training
 from flagscale.values import Host, Job
 
+OF_ADAPTERS = (
+    f"trainings of adapters (`{RANK}`) are not estimated: frozen weights are not modelled",
+    f"an estimate without `{RANK}` is of a training of all weights, which needs more memory",
+)
+"""Why a training of adapters is not estimated, and what is instead."""
+
 
 def training_for(job: Job, experiment: Experiment, chips: Sequence[Chip], source_map: SourceMap) -> Training:
     """Return the training; `chips`: one per host. With a job per host, that of the first host.
@@ -90,8 +96,7 @@ def _why_unknown(job: Job) -> tuple[str, str]:
         what = "trainings with pictures are not estimated: a vision tower and its tiles are not modelled"
         return what, "to estimate a language model alone, use a task file of its own, for train_gpt"
     if trains_adapters(job.arguments):
-        what = f"trainings of adapters (`{RANK}`) are not estimated: frozen weights are not modelled"
-        return what, f"an estimate without `{RANK}` is of a training of all weights, which needs more memory"
+        return OF_ADAPTERS
     what = f"the model of `{job.role.entrypoint}` is unknown: the program has its own forward step"
     return what, "only programs that train the model of Megatron's arguments are estimated"
 
