@@ -14,6 +14,7 @@ from flagscale.checks import pictures
 from flagscale.checks.blend import NAMES, TRAINING, parse
 from flagscale.checks.latent import MLA, ONLY_WITH_YARN, uses_yarn
 from flagscale.checks.loading import READING, loading_violations
+from flagscale.checks.lora import DROPOUT, LORA, adapter_violations
 from flagscale.checks.schedule import PARTS, schedule
 from flagscale.checks.stablelm2 import KEYS
 from flagscale.errors import UserError, Violation
@@ -60,6 +61,7 @@ NOTICE = (
     *("mtp_detach_heads", "moe_expert_capacity_factor", "moe_pad_expert_input_to_capacity"),
     *("moe_token_drop_policy", "moe_input_jitter_eps", "calculate_per_token_loss"),
     *("lr_wsd_decay_iters", "lr_wsd_decay_samples", "lr_wsd_decay_style", "max_position_embeddings"),
+    DROPOUT,
     *("several_images", "video_frames", "image_token", "video_token", "packing_buffer_size"),
     *("no_packing", "apply_sft_dataset_separated_loss_mask_if_existed"),
     *("chat_template", *KEYS),
@@ -92,7 +94,7 @@ RECORDED = tuple(
     dict.fromkeys(
         (
             *(*SHAPE, *FUNCTION, *PARTS_OF_MODEL, *FROZEN, *OPTIMIZER, *NOTICE),
-            *(*NAMES, "mock_data", "tokenizer_type", *READING),
+            *(*LORA, *NAMES, "mock_data", "tokenizer_type", *READING),
         )
     )
 )
@@ -108,6 +110,8 @@ class Saved:
     resumes: bool = True
     """Whether the run continues; otherwise it is a new one with the weights, as with `finetune`, and with the
     optimizer's state if `finetune_with_optim` is set."""
+    is_base: bool = False
+    """Whether it is the base of a run that trains adapters."""
 
 
 def starts_over(values: Mapping[str, Any]) -> bool:
@@ -128,7 +132,10 @@ def resume_violations(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violatio
     """Yield each argument that may not differ from the checkpoint's; `now` are the arguments by dest."""
     if now.get("moe_use_upcycling"):
         return  # the engine makes another model of the checkpoint's
+    if saved.is_base:
+        now = {**now, **dict.fromkeys(LORA)}
     yield from _missing_tower(saved, now)
+    yield from adapter_violations(saved.name, saved.values, now, saved.resumes)
     for name in (*_changed(saved, now, _shapes(now)), *_added(saved, now)):
         same = _instead(saved, name)
         others = "start another run (experiment.exp_dir, `load`)" if saved.resumes else "load other weights"

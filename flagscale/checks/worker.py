@@ -15,6 +15,7 @@ from flagscale.checks.data import data_violations
 from flagscale.checks.latent import latent_violations
 from flagscale.checks.layers import cpu_violations, local_violations, torch_violations
 from flagscale.checks.loss_masks import SEPARATE
+from flagscale.checks.lora import lora_violations
 from flagscale.checks.megatron import program_violations, silent_violations
 from flagscale.checks.pictures import has_pictures, picture_violations
 from flagscale.checks.saving import resuming_violations
@@ -99,6 +100,7 @@ def argument_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
     yield from latent_violations(values)
     yield from stablelm2_violations(values)
     yield from resuming_violations(values)
+    yield from lora_violations(values)
     yield from _machine_violations(values, machine)
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from flagscale.checks.lora import RANK
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError
+from flagscale.estimates.training import OF_ADAPTERS
 
 _DATA = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
 _TOKENIZER = ("tokenizer_model", "vocab_file", "merge_file")
@@ -29,7 +31,8 @@ def without_files(
         source_map: where its keys are written.
 
     Raises:
-        UserError: the tokenizer is not here, and nothing else gives the size of the vocabulary.
+        UserError: the tokenizer is not here, and nothing else gives the size of the vocabulary; or the job is
+            a training of adapters, whose base does not have to be here to learn that it is not estimated.
     """
     wrong = {problem.where.rpartition(": ")[2] for problem in error.problems}
     if not all(_leaf(path) in (*_DATA, *_TOKENIZER, *_OTHERS) for path in wrong):
@@ -38,6 +41,9 @@ def without_files(
     leaves = {
         _leaf(path): path for path in _paths(OmegaConf.to_container(config[group], resolve=False), group)
     }
+    if (rank := leaves.get(RANK)) and OmegaConf.select(config, rank) is not None:
+        what, hint = OF_ADAPTERS
+        raise UserError([Problem(what, source_map.where(rank), hint)])
     for path in (path for path in leaves.values() if path in wrong or _leaf(path) in _DATA):
         OmegaConf.update(config, path, None)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flagscale import registry
+from flagscale.checks.lora import RANK, trains_adapters
 from flagscale.checks.pictures import has_pictures
 from flagscale.checks.vocabulary import vocabulary_of
 from flagscale.config.schema import Experiment
@@ -16,6 +17,12 @@ from flagscale.planner.chips import Chip
 from flagscale.planner.reading import layout_of, training_of
 from flagscale.planner.training import Training
 from flagscale.values import Host, Job
+
+OF_ADAPTERS = (
+    f"trainings of adapters (`{RANK}`) are not estimated: frozen weights are not modelled",
+    f"an estimate without `{RANK}` is of a training of all weights, which needs more memory",
+)
+"""Why a training of adapters is not estimated, and what is instead."""
 
 
 def training_for(job: Job, experiment: Experiment, chips: Sequence[Chip], source_map: SourceMap) -> Training:
@@ -78,7 +85,7 @@ def _neighbours(hosts: Sequence[Host]) -> int:
 
 def _refuse_unknown(job: Job, source_map: SourceMap) -> None:
     refuse_other_engines(job.engine, source_map)
-    if not job.arguments or job.has_own_model:
+    if not job.arguments or job.has_own_model or trains_adapters(job.arguments):
         what, hint = _why_unknown(job)
         raise UserError([Problem(what, source_map.where("experiment.task.entrypoint"), hint)])
 
@@ -88,6 +95,8 @@ def _why_unknown(job: Job) -> tuple[str, str]:
     if has_pictures(job.arguments):
         what = "trainings with pictures are not estimated: a vision tower and its tiles are not modelled"
         return what, "to estimate a language model alone, use a task file of its own, for train_gpt"
+    if trains_adapters(job.arguments):
+        return OF_ADAPTERS
     what = f"the model of `{job.role.entrypoint}` is unknown: the program has its own forward step"
     return what, "only programs that train the model of Megatron's arguments are estimated"
 

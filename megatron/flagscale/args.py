@@ -15,6 +15,7 @@ from flagscale.checks.stablelm2 import STYLE
 from flagscale.errors import UserError
 from megatron.flagscale.chips import HOST_BACKEND, chip
 from megatron.flagscale.group_routing import add_routing_args
+from megatron.flagscale.lora.arguments import add_lora_args
 from megatron.flagscale.patching import Patch
 from megatron.flagscale.schedule import add_schedule_args
 from megatron.flagscale.sft.arguments import add_mask_args
@@ -82,6 +83,7 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     add_mask_args(group)
     add_routing_args(group)
     add_schedule_args(group)
+    add_lora_args(group)
     for dest, (choice, _) in _our_choices().items():
         option = next(action for action in parser._actions if action.dest == dest)
         option.choices = list(dict.fromkeys([*(option.choices or ()), choice]))

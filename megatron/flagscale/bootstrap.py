@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flagscale.checks.lora import trains_adapters
 from flagscale.checks.schedule import DEFAULT_EVAL_INTERVAL
 from flagscale.checks.worker import Capabilities
 from flagscale.errors import UserError
@@ -108,6 +109,10 @@ def adapt(model_config: Any, args: Any) -> None:
 
             model_config.pre_wrap_hooks.append(use_our_loss)
         transformer.transformer_impl = "local"  # the engine then uses its own linear layers
+    if trains_adapters(vars(args)):
+        from megatron.flagscale.lora.attach import attach
+
+        model_config.pre_wrap_hooks.append(functools.partial(attach, args))
     transformer.hetereogenous_dist_checkpoint = True
     model_config.rope_scaling_factor = args.rope_scaling_factor  # the engine only parses it
     if args.multi_latent_attention:

@@ -57,7 +57,7 @@ def _draw_all(model_config: Any, seed: int, chunks: list[torch.nn.Module]) -> li
                     name = _EMBEDDING
                     rule = model_config.transformer.embedding_init_method.args[0]
                 rows = real_rows if name in (_EMBEDDING, _OUTPUT) else None
-                _draw(parameter, rule, f"{seed}/{name}", getattr(module, "tp_group", None), rows)
+                draw(parameter, rule, f"{seed}/{name}", getattr(module, "tp_group", None), rows)
     return chunks
 
 
@@ -75,7 +75,7 @@ def global_name(name: str, chunk: torch.nn.Module) -> str:
     return re.sub(r"^(decoder\.layers\.)\d+", layer, name)
 
 
-def _draw(parameter: torch.Tensor, rule: Rule, key: str, group: Any, real_rows: int | None) -> None:
+def draw(parameter: torch.Tensor, rule: Rule, key: str, group: Any, real_rows: int | None) -> None:
     """Fill a parameter with its part of the whole that `rule` draws; `real_rows` excludes padding rows."""
     is_cut = getattr(parameter, "tensor_model_parallel", False)
     size, rank = (group.size(), group.rank()) if is_cut else (1, 0)

@@ -400,6 +400,8 @@ SHARED = [
         for best in (-1, 0, 3)
     ),
     Example({**_GROUPS, "moe_router_group_best": 3}, "must be from 1 to 2, the experts of a group"),
+    Example({"lora_alpha": 8.0}, "`lora_alpha` has no effect without `lora_rank`"),
+    Example({**_TORCH, "lora_rank": 4}, "`lora_rank` needs `pretrained_checkpoint`"),
     Example({"apply_residual_connection_post_layernorm": True}, "has no effect, because no layer"),
     Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
     # Multi-latent attention.

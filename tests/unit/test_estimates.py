@@ -406,6 +406,13 @@ def test_jobs_of_other_engines_are_refused_whatever_their_mistakes(estimate: Est
     assert "experiment.task.backend: jobs of `vllm` are not estimated, only trainings with megatron" in err
 
 
+def test_a_training_of_adapters_is_not_estimated_as_one_of_all_weights(estimate: Estimate) -> None:
+    of_adapters = ("train.lora_rank=8", "train.transformer_impl=torch", "train.pretrained_checkpoint=base")
+    code, _, err = estimate(*of_adapters)
+    assert code == 2
+    assert "trainings of adapters (`lora_rank`) are not estimated: frozen weights are not modelled" in err
+
+
 def test_an_ordinary_job_on_chips_of_two_kinds(estimate: Estimate) -> None:
     code, _, err = estimate(*MESHES[2:], chip="")
     assert code == 2

@@ -22,6 +22,7 @@ from flagscale.checks import (
     latent,
     layers,
     loss_masks,
+    lora,
     megatron,
     picture_data,
     pictures,
@@ -42,6 +43,7 @@ from tests.unit import (
     test_blend,
     test_degrees,
     test_hetero_layout,
+    test_lora,
     test_pictures,
     test_recompute,
     test_resume,
@@ -77,6 +79,7 @@ MODULES = (
     latent,
     layers,
     loss_masks,
+    lora,
     megatron,
     picture_data,
     pictures,
@@ -159,6 +162,11 @@ def test_every_rule_has_an_example(
         for ranks, changes, _ in test_hetero_layout.WRONG:
             with pytest.raises(UserError):
                 build({"hetero_process_meshes": test_hetero_layout.FLAT, **changes}, ranks=ranks)
+        for changes, *_ in test_lora.WRONG:
+            list(lora.lora_violations(test_lora.GOOD | changes))
+        for before, now, *_ in test_lora.OF_OTHERS:
+            saved = resume.Saved("the checkpoint", {**test_lora.RUN, **before})
+            list(resume.resume_violations(saved, test_lora.RUN | now))
         for values, _ in test_validation.WRONG:
             list(validation.validation_violations(values))
         for number in ("[[1, 4, 0]]", "[[1, 4, 9]]", "[[1, 4, -1]]"):

@@ -11,6 +11,7 @@ from typing import Any
 from flagscale.checks.blend import content
 from flagscale.checks.degrees import degrees, model_size
 from flagscale.checks.loading import RANKS
+from flagscale.checks.lora import trains_adapters
 from flagscale.checks.resume import (
     CONTENT,
     TOKENIZER,
@@ -28,13 +29,13 @@ from flagscale.run.checkpoints import TRACKER, folder_of, newest, read_arguments
 def violations(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
     """Yield each argument (by dest) that may not differ from the run that saved the checkpoint."""
     yield from _missing(values)
-    if saved := _saved(values):
+    for saved in _saved(values):
         yield from resume_violations(saved, _now(values, world_size))
 
 
 def notices(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
     """Yield each argument (by dest) whose change is allowed, but changes the training."""
-    if saved := _saved(values):
+    for saved in _saved(values):
         yield from resume_notices(saved, _now(values, world_size))
 
 
@@ -60,8 +61,11 @@ def restart_notices(values: Mapping[str, Any], max_restarts: int) -> Iterator[Vi
         yield name, f"{what}; `pretrained_checkpoint` instead of `load`{without} continues"
 
 
-def _saved(values: Mapping[str, Any]) -> Saved | None:
-    """Return the checkpoint's record; None if there is none here: the worker, too, compares."""
+def _saved(values: Mapping[str, Any]) -> Iterator[Saved]:
+    """Yield the record of the checkpoint that is loaded, and in a training of adapters that of their base.
+
+    There may be none here: the worker, too, compares.
+    """
     step = values.get("ckpt_step")
     for name in ("load", "pretrained_checkpoint"):
         if directory := values.get(name):
@@ -70,8 +74,11 @@ def _saved(values: Mapping[str, Any]) -> Saved | None:
             if folder:
                 stored = read_arguments(folder)
                 resumes = name == "load" and not starts_over(values)
-                return Saved(f"the checkpoint {folder}", stored, resumes) if stored else None
-    return None
+                is_base = name == "pretrained_checkpoint" and trains_adapters(values)
+                if stored:
+                    yield Saved(f"the checkpoint {folder}", stored, resumes, is_base)
+                if not trains_adapters(values):
+                    return
 
 
 def _now(values: Mapping[str, Any], world_size: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from flagscale.checks.blend import content
 from flagscale.checks.loading import RANKS
+from flagscale.checks.lora import BASE
 from flagscale.checks.resume import (
     CONTENT,
     KEEP,
@@ -46,11 +47,17 @@ def remember(values: Mapping[str, Any]) -> None:
     _given[CONTENT], _given[TOKENIZER] = content(values, only_train=True), tokenizer_of(values)
 
 
+def remember_base(identity: str) -> None:
+    """Keep the identity of the base, in a run that trains adapters."""
+    _given[BASE] = identity
+
+
 def record_of(args: Any) -> dict[str, Any]:
     """Return the record of this run; the batch size is the engine's if none was given."""
     values = {**_given, "global_batch_size": args.global_batch_size, RANKS: args.data_parallel_size}
     switches = {name: values.get(name) for name in _READ}
-    return {**switches, **record(values, values.get(CONTENT, ""), values.get(TOKENIZER, ""))}
+    base = {BASE: _given[BASE]} if BASE in _given else {}
+    return {**switches, **base, **record(values, values.get(CONTENT, ""), values.get(TOKENIZER, ""))}
 
 
 def store(folder: Path, args: Any) -> None:
@@ -58,11 +65,13 @@ def store(folder: Path, args: Any) -> None:
     write_arguments(folder, {name: value for name, value in record_of(args).items() if name not in _READ})
 
 
-def compare(folder: Path, args: Any, common: Mapping[str, Any], *, resumes: bool) -> list[str]:
+def compare(
+    folder: Path, args: Any, common: Mapping[str, Any], *, resumes: bool, is_base: bool = False
+) -> list[str]:
     """Return notices about what differs from the run that saved a checkpoint.
 
     `common` holds the engine's arguments of that run, which are compared if no record was stored. If the run
-    does not resume, it loads the weights only.
+    does not resume, it loads the weights only: also those of a base, to which it adds adapters.
 
     Raises:
         UserError: a difference is refused; all of them are reported.
@@ -70,7 +79,7 @@ def compare(folder: Path, args: Any, common: Mapping[str, Any], *, resumes: bool
     stored = read_arguments(folder)
     name = f"the checkpoint {folder}"
     values, now = (stored, record_of(args)) if stored else (record(common), vars(args))
-    saved = Saved(name, values, resumes)
+    saved = Saved(name, values, resumes, is_base)
     if wrong := list(resume_violations(saved, now)):
         raise UserError(Problem(what, f"--{dest.replace('_', '-')}") for dest, what in wrong)
     return [what for _, what in resume_notices(saved, now)]

@@ -10,15 +10,17 @@ import functools
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.lora import trains_adapters
 from flagscale.checks.resume import STRICT
 from flagscale.errors import UserError
 from flagscale.files import write_atomic
 from flagscale.run.checkpoints import TRACKER, folder_of, tracked
-from megatron.flagscale.checkpoint.arguments import compare
+from megatron.flagscale.checkpoint.arguments import compare, remember_base
+from megatron.flagscale.checkpoint.base import base_folder, identity
 from megatron.flagscale.checkpoint.manifest import (
     RELEASE,
     Candidate,
@@ -115,11 +117,13 @@ class Load:
     """The folder of the checkpoint to load, None without one; whether it replaces all initial weights.
 
     `tokens` are those that a run with samples of different lengths has counted before, if it is continued.
+    `base` is the folder of the base that a run with adapters loads before them; `is_whole` is then about it.
     """
 
     folder: Path | None = None
     is_whole: bool = False
     tokens: int = 0
+    base: Path | None = None
 
 
 _prepared: list[Load] = []
@@ -135,6 +139,16 @@ def weights_will_be_loaded(args: Any) -> bool:
         return False
     _prepared[:] = [prepare_load(args)]
     return _prepared[0].is_whole
+
+
+def prepared(args: Any) -> Load:
+    """Return what was chosen before the model got its initial weights; choose it if that was not needed.
+
+    All ranks have to call it together. Raises `UserError` as `prepare_load` does.
+    """
+    if not _prepared:
+        _prepared.append(prepare_load(args))
+    return _prepared[0]
 
 
 def prepare_load(args: Any) -> Load:
@@ -166,7 +180,9 @@ def prepare_load(args: Any) -> Load:
 
 def _chosen(args: Any) -> tuple[Load, int | None]:
     """Return what the engine will load, and its iteration in `args.load`; None without one."""
-    choice = Choice(None)
+    choice, base = Choice(None), None
+    if trains_adapters(vars(args)):
+        base = _base(args)
     if args.load is not None:
         owned = args.save is not None and Path(args.save).resolve() == Path(args.load).resolve()
         choice = choose(Path(args.load), owned, args.ckpt_step)
@@ -174,21 +190,36 @@ def _chosen(args: Any) -> tuple[Load, int | None]:
             print(f"flagscale: {notice}", flush=True)
     folder = _folder(args, choice)
     if folder is None:
-        return Load(), choice.iteration
-    return _loadable(folder, args, is_own=folder.parent == Path(args.load or "")), choice.iteration
+        return base or Load(), choice.iteration
+    found = _loadable(folder, args, is_own=folder.parent == Path(args.load or ""))
+    if base is not None:
+        found = replace(found, is_whole=base.is_whole, base=base.base)
+    return found, choice.iteration
+
+
+def _base(args: Any) -> Load:
+    """Return the base of a run that trains adapters; raise `UserError` if it cannot be used."""
+    folder = base_folder(Path(args.pretrained_checkpoint))
+    remember_base(identity(folder))
+    found = _loadable(folder, args, is_own=False, is_base=True)
+    return Load(is_whole=found.is_whole, base=folder)
 
 
 def _folder(args: Any, choice: Choice) -> Path | None:
-    """Return the folder that the engine loads: the choice in `load`, or else `pretrained_checkpoint`."""
+    """Return the folder that the engine loads: the choice in `load`, or else `pretrained_checkpoint`.
+
+    Adapters have only `load`: what they are loaded into is the base.
+    """
     if choice.iteration is not None:
         return Path(args.load) / folder_of(choice.iteration)
-    for directory in map(Path, filter(None, (args.load, args.pretrained_checkpoint))):
+    others = () if trains_adapters(vars(args)) else (args.pretrained_checkpoint,)
+    for directory in map(Path, filter(None, (args.load, *others))):
         if named := tracked(directory):
             return directory / (folder_of(int(named)) if named.isdigit() else named)
     return None
 
 
-def _loadable(folder: Path, args: Any, *, is_own: bool) -> Load:
+def _loadable(folder: Path, args: Any, *, is_own: bool, is_base: bool = False) -> Load:
     """Compare a checkpoint with this run, print notices, and return what is known before it is loaded.
 
     Raises:
@@ -211,11 +242,13 @@ def _loadable(folder: Path, args: Any, *, is_own: bool) -> Load:
     if resumes and saved.get("no_save_optim") and not args.no_load_optim:
         what = f"{folder} has no state of an optimizer, because it was saved with `no_save_optim`"
         raise UserError(f"{what}: set `no_load_optim: true` to continue without it")
-    for notice in compare(folder, args, saved, resumes=resumes):
+    for notice in compare(folder, args, saved, resumes=resumes, is_base=is_base):
         print(f"flagscale: {notice}", flush=True)
     vocabulary = saved.get("padded_vocab_size")
     if resumes or is_new:
         _check_vocabulary(folder, vocabulary, args)
+    if is_base:
+        _check_tokens(folder, vocabulary)
     # Otherwise the engine may keep initial values: of padding tokens, or of tensors that it does not find.
     is_whole = vocabulary == args.padded_vocab_size and args.dist_ckpt_strictness in STRICT
     return Load(folder, is_whole, saved.get(CONSUMED_TOKENS, 0) if resumes else 0)
@@ -255,6 +288,15 @@ def _check_vocabulary(folder: Path, saved: int | None, args: Any) -> None:
     raise UserError(f"{what}: set `make_vocab_size_divisible_by: {multiple}`.")
 
 
+def _check_tokens(folder: Path, saved: int | None) -> None:
+    """Raise `UserError` if the tokenizer has tokens that a base (of `saved` tokens) does not have."""
+    from megatron.training.global_vars import get_tokenizer
+
+    if saved is not None and (size := get_tokenizer().vocab_size) > saved:
+        what = f"the base {folder} has {saved} tokens, but the tokenizer has {size}"
+        raise UserError(f"{what}, and adapters do not train embeddings: use the tokenizer of the base")
+
+
 def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def load_checkpoint(model: Any, *positional: Any, **named: Any) -> Any:
@@ -276,6 +318,10 @@ def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
                 done = f"{args.load} already contains iteration {args.ckpt_step} of {args.train_iters}"
                 print(f"flagscale: nothing left to do: {done}")
             sys.exit(0)
+        if found.base is not None:
+            if folder is None:
+                return 0, 0  # the base is loaded, and its adapters are new
+            named["strict"] = False  # the checkpoint has no other weights
         load = functools.partial(load_with_optimizer, original, folder) if is_new and folder else original
         if folder is None or not is_torch_format(folder):
             return load(model, *positional, **named)
