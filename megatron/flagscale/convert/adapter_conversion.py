@@ -1,0 +1,95 @@
+"""Convert adapters between the checkpoints of a training and folders of PEFT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flagscale.errors import Problem, UserError
+from megatron.flagscale.convert import adapter_checkpoint, peft_folder
+from megatron.flagscale.convert.adapters import Adapter
+from megatron.flagscale.convert.checkpoints import find_checkpoint, reader_of
+from megatron.flagscale.convert.convert import HUGGINGFACE, format_of
+from megatron.flagscale.convert.files import complete_folder, read_json
+from megatron.flagscale.convert.hf_pictures import read_config
+from megatron.flagscale.convert.huggingface import CONFIG
+from megatron.flagscale.convert.megatron_args import checkpoint_arguments
+from megatron.flagscale.convert.megatron_model import model_of
+from megatron.flagscale.convert.model import Model
+
+
+@dataclass(frozen=True)
+class ConvertedAdapter:
+    """The result of a conversion; `bytes` is the size of its tensors."""
+
+    target: Path
+    adapter: Adapter
+    bytes: int
+    notices: tuple[str, ...] = ()
+
+
+def export_adapter(
+    load: Path, save: Path, *, base: Path | None = None, iteration: int | None = None, overwrite: bool = False
+) -> ConvertedAdapter:
+    """Write the adapter in a folder of checkpoints to a new folder of PEFT.
+
+    `base` is the folder of the base in Hugging Face's format, or a checkpoint of it: the adapter is compared
+    with it, and the first is recorded as the base.
+
+    Raises:
+        UserError: the adapter cannot be exported; lists all reasons. Nothing is written.
+    """
+    model = model_in(base) if base else None
+    adapter = adapter_checkpoint.open_checkpoint(load, model, iteration)
+    if adapter.model.vision:
+        what = "adapters of models with pictures cannot be exported"
+        raise UserError([Problem(what, str(load), "merge it: tools/checkpoint/adapter.py merge")])
+    of_experts = {one.kind for one in adapter.projections if one.entry.expert is not None}
+    if len(of_experts & {"gate_proj", "up_proj"}) == 1:
+        (only,) = of_experts & {"gate_proj", "up_proj"}
+        what = f"its experts have {only} alone, but PEFT joins gate_proj and up_proj in one matrix"
+        hint = "train both, or merge it: tools/checkpoint/adapter.py merge"
+        raise UserError([Problem(what, str(load), hint)])
+    notices: tuple[str, ...] = ()
+    if of_experts and of_experts != {"gate_proj", "up_proj", "down_proj"}:
+        notices += ("vLLM 0.32 serves adapters of experts only if they change gate, up and down_proj",)
+    if of_experts and adapter.lora.dropout:
+        notices += (f"dropout {adapter.lora.dropout:g} is left out: PEFT refuses it for experts",)
+    if not adapter.kinds:
+        raise UserError(f"{load}: contains no tensors of an adapter")
+    recorded = str(base.resolve()) if base and format_of(base) == HUGGINGFACE else ""
+    with complete_folder(save, overwrite, load, *filter(None, [base])) as folder:
+        size = peft_folder.write_folder(folder, adapter, recorded)
+    return ConvertedAdapter(save, adapter, size, notices)
+
+
+def import_adapter(load: Path, save: Path, *, base: Path, overwrite: bool = False) -> ConvertedAdapter:
+    """Write the adapter in a folder of PEFT to a new folder of checkpoints, which a training continues from.
+
+    `base` is the folder of the checkpoints of its base.
+
+    Raises:
+        UserError: the adapter cannot be imported; lists all reasons. Nothing is written.
+    """
+    if not peft_folder.is_folder(load):
+        raise UserError(f"{load}: not a folder of PEFT (no {peft_folder.CONFIG})")
+    if format_of(base) == HUGGINGFACE:
+        hint = f"convert it first: tools/checkpoint/convert.py --load {base} --save FOLDER"
+        what = "a training needs its base as a Megatron checkpoint"
+        raise UserError([Problem(what, f"--base {base}", hint)])
+    adapter = peft_folder.open_folder(load, model_in(base))
+    adapter_checkpoint.check_gaps(adapter, str(load))
+    with complete_folder(save, overwrite, load, base) as folder:
+        arguments = checkpoint_arguments(adapter.model)
+        size = adapter_checkpoint.write_checkpoint(folder, adapter, arguments, base.resolve())
+    return ConvertedAdapter(save, adapter, size)
+
+
+def model_in(folder: Path) -> Model:
+    """Return the model in a folder of either format, without opening its weights."""
+    if format_of(folder) == HUGGINGFACE:
+        return read_config(read_json(folder / CONFIG), str(folder / CONFIG))
+    checkpoint = find_checkpoint(folder)
+    reader = reader_of(checkpoint)
+    rows = reader.stored_rows(checkpoint)
+    return model_of(reader.read_arguments(checkpoint), rows, str(checkpoint))
