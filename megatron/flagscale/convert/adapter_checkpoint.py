@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.errors import Problem, UserError
+from flagscale.run.checkpoints import read_arguments as recorded_arguments
 from megatron.flagscale.convert.adapters import Adapter, Lora, Projection, settings_problems
 from megatron.flagscale.convert.checkpoints import find_checkpoint
 from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.torch_dist_reader import StoredTensors, read_arguments
 from megatron.flagscale.convert.torch_dist_writer import TorchDistWriter
+from megatron.flagscale.lora.base import identity
 
 
 def names(projection: Projection) -> tuple[str, str]:
@@ -21,8 +23,16 @@ def names(projection: Projection) -> tuple[str, str]:
     return f"{projection.megatron}.a.weight", f"{projection.megatron}.b.weight"
 
 
-def open_checkpoint(folder: Path, model: Model | None = None, iteration: int | None = None) -> Adapter:
+BASE = "lora_base"
+"""In the record of a checkpoint: the identity of the base (`megatron.flagscale.lora.base.identity`)."""
+
+
+def open_checkpoint(
+    folder: Path, model: Model | None = None, iteration: int | None = None, base: Path | None = None
+) -> Adapter:
     """Return the adapter in a folder of checkpoints; its base is `model`, or what its training recorded.
+
+    `base` is the checkpoint of the base, which must be the one that it was trained on.
 
     Raises:
         UserError: there is no usable adapter, or it does not belong to the model; lists all reasons.
@@ -32,10 +42,16 @@ def open_checkpoint(folder: Path, model: Model | None = None, iteration: int | N
     if args.get("lora_rank") is None:
         hint = "convert a whole model with tools/checkpoint/convert.py"
         raise UserError([Problem("not a checkpoint of an adapter (no `lora_rank`)", str(checkpoint), hint)])
-    settings = (args["lora_rank"], args.get("lora_alpha"), args.get("lora_dropout") or 0.0)
+    rank, alpha = args["lora_rank"], args.get("lora_alpha")
+    settings = (rank, rank if alpha is None else alpha, args.get("lora_dropout") or 0.0)
     wrong = [Problem(what, str(checkpoint)) for what in settings_problems(*settings)]
     stored = StoredTensors(checkpoint)
     wrong += [Problem(what, str(checkpoint)) for what in stored.cut_files()]
+    trained_on = {**args, **(recorded_arguments(checkpoint) or {})}.get(BASE)
+    if base and trained_on and trained_on != identity(base):
+        what = f"it was trained on another base than {base}"
+        hint = f"its training loaded {args.get('pretrained_checkpoint')}"
+        wrong.append(Problem(what, str(checkpoint), hint))
     if wrong:
         raise UserError(wrong)
     if model is None:
@@ -66,6 +82,7 @@ def write_checkpoint(folder: Path, adapter: Adapter, arguments: Mapping[str, Any
         "lora_dropout": lora.dropout,
         "lora_targets": [*adapter.kinds],
         "pretrained_checkpoint": str(base),
+        BASE: identity(find_checkpoint(base)),
     }
     with closing(TorchDistWriter(folder)) as writer:
         for projection in adapter.projections:

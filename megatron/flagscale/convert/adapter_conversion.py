@@ -9,7 +9,7 @@ from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert import adapter_checkpoint, peft_folder
 from megatron.flagscale.convert.adapters import Adapter
 from megatron.flagscale.convert.checkpoints import find_checkpoint, reader_of
-from megatron.flagscale.convert.convert import HUGGINGFACE, format_of
+from megatron.flagscale.convert.convert import HUGGINGFACE, MEGATRON, format_of
 from megatron.flagscale.convert.files import complete_folder, read_json
 from megatron.flagscale.convert.hf_pictures import read_config
 from megatron.flagscale.convert.huggingface import CONFIG
@@ -40,7 +40,9 @@ def export_adapter(
         UserError: the adapter cannot be exported; lists all reasons. Nothing is written.
     """
     model = model_in(base) if base else None
-    adapter = adapter_checkpoint.open_checkpoint(load, model, iteration)
+    is_checkpoint = base is not None and format_of(base) == MEGATRON
+    checkpoint = find_checkpoint(base) if base and is_checkpoint else None
+    adapter = adapter_checkpoint.open_checkpoint(load, model, iteration, checkpoint)
     if adapter.model.vision:
         what = "adapters of models with pictures cannot be exported"
         raise UserError([Problem(what, str(load), "merge it: tools/checkpoint/adapter.py merge")])
@@ -57,7 +59,7 @@ def export_adapter(
         notices += (f"dropout {adapter.lora.dropout:g} is left out: PEFT refuses it for experts",)
     if not adapter.kinds:
         raise UserError(f"{load}: contains no tensors of an adapter")
-    recorded = str(base.resolve()) if base and format_of(base) == HUGGINGFACE else ""
+    recorded = str(base.resolve()) if base and not is_checkpoint else ""
     with complete_folder(save, overwrite, load, *filter(None, [base])) as folder:
         size = peft_folder.write_folder(folder, adapter, recorded)
     return ConvertedAdapter(save, adapter, size, notices)

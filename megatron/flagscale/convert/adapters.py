@@ -23,7 +23,7 @@ from megatron.flagscale.convert.tensors import Entry, entries
 if TYPE_CHECKING:
     import torch
 
-PROJECTIONS: Mapping[str, tuple[str, ...]] = {
+LAYERS: Mapping[str, tuple[str, ...]] = {
     "linear_qkv": ("q_proj", "k_proj", "v_proj"),
     "linear_q_proj": ("q_proj",),
     "linear_q_down_proj": ("q_a_proj",),
@@ -82,7 +82,9 @@ def projections(model: Model) -> Iterator[Projection]:
     """
     for entry in entries(model):
         layer = _LAYER.fullmatch(entry.megatron)
-        kinds = PROJECTIONS.get(layer[2], ()) if layer else ()
+        kinds = LAYERS.get(layer[2], ()) if layer else ()
+        if len(entry.parts) == 1 and kinds == LAYERS["linear_fc1"]:
+            kinds = kinds[1:]  # an MLP without a gate
         if not layer or len(kinds) != len(entry.parts) or not _keeps_rows(entry):
             continue
         module = layer[1].replace(".experts.experts.", f".experts.local_experts.{entry.expert}.")
@@ -133,9 +135,9 @@ class Adapter:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of its projections, in the order of `PROJECTIONS`."""
+        """The kinds of its projections, in the order of `LAYERS`."""
         own = {one.kind for one in self.projections}
-        return tuple(dict.fromkeys(kind for kinds in PROJECTIONS.values() for kind in kinds if kind in own))
+        return tuple(dict.fromkeys(kind for kinds in LAYERS.values() for kind in kinds if kind in own))
 
     def gaps(self) -> Iterator[str]:
         """Yield each kind of projection that some layers have in the adapter, and others only in the base."""

@@ -150,7 +150,7 @@ def convert(
         raise UserError([Problem(what, "--verify-logits", hint)])
     opened = source
     if adapter:
-        source = Merged(source, adapter.open(source.model))
+        source = Merged(source, adapter.open(source))
     if without_mtp:
         source = WithoutMtp(source)
         notices += (source.notice,)

@@ -13,6 +13,7 @@ from megatron.flagscale.convert import adapter_checkpoint, peft_folder
 from megatron.flagscale.convert.adapters import Adapter, Projection
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import Entry, Source
+from megatron.flagscale.convert.torch_dist import TorchDistSource
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,15 @@ class AdapterFolder:
     folder: Path
     iteration: int | None = None
 
-    def open(self, model: Model) -> Adapter:
-        """Return the adapter, whose base is `model`; raises `UserError` if it does not belong to it."""
+    def open(self, base: Source) -> Adapter:
+        """Return the adapter; raises `UserError` if it does not belong to the base."""
         if not peft_folder.is_folder(self.folder):
-            return adapter_checkpoint.open_checkpoint(self.folder, model, self.iteration)
+            checkpoint = base.folder if isinstance(base, TorchDistSource) else None
+            return adapter_checkpoint.open_checkpoint(self.folder, base.model, self.iteration, checkpoint)
         if self.iteration is not None:
             what = "has no effect on a folder of PEFT, which holds only one adapter"
             raise UserError([Problem(what, "--iteration", "leave it out")])
-        return peft_folder.open_folder(self.folder, model)
+        return peft_folder.open_folder(self.folder, base.model)
 
 
 class Merged:

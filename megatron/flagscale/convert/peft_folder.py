@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from flagscale.checks.adapter_folder import CONFIG, PREFIX, WEIGHTS
 from flagscale.checks.stored_tensors import stored_in
 from flagscale.errors import Problem, UserError, short
 from flagscale.files import write_atomic
@@ -25,8 +26,6 @@ from megatron.flagscale.convert.huggingface import CODES, read_tensor
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.weight_writer import Planned, WeightWriter
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 _OTHER_WEIGHTS = ("adapter_model.bin", "adapter_model.pt")
 _READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights")
 _HARMLESS = (
@@ -52,7 +51,7 @@ _WHY = {
 
 def names(projection: Projection) -> tuple[str, str]:
     """Return the names of A and B in a folder of PEFT."""
-    module = f"{_PREFIX}{projection.huggingface}"
+    module = f"{PREFIX}{projection.huggingface}"
     return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 

@@ -1,0 +1,1 @@
+"""Train adapters (LoRA) on Megatron's linear layers, with everything else frozen."""
