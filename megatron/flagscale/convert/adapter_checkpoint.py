@@ -9,6 +9,7 @@ from typing import Any
 
 from flagscale.errors import Problem, UserError
 from flagscale.run.checkpoints import read_arguments as recorded_arguments
+from megatron.flagscale.checkpoint.manifest import is_torch_format
 from megatron.flagscale.convert.adapters import Adapter, Lora, Projection, settings_problems
 from megatron.flagscale.convert.checkpoints import find_checkpoint
 from megatron.flagscale.convert.megatron_model import model_of
@@ -48,7 +49,7 @@ def open_checkpoint(
     stored = StoredTensors(checkpoint)
     wrong += [Problem(what, str(checkpoint)) for what in stored.cut_files()]
     trained_on = {**args, **(recorded_arguments(checkpoint) or {})}.get(BASE)
-    if base and trained_on and trained_on != identity(base):
+    if base and trained_on and not is_torch_format(base) and trained_on != identity(base):
         what = f"it was trained on another base than {base}"
         hint = f"its training loaded {args.get('pretrained_checkpoint')}"
         wrong.append(Problem(what, str(checkpoint), hint))

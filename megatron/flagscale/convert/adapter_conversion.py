@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,17 +53,22 @@ def export_adapter(
         what = f"its experts have {only} alone, but PEFT joins gate_proj and up_proj in one matrix"
         hint = "train both, or merge it: tools/checkpoint/adapter.py merge"
         raise UserError([Problem(what, str(load), hint)])
-    notices: tuple[str, ...] = ()
-    if of_experts and of_experts != {"gate_proj", "up_proj", "down_proj"}:
-        notices += ("vLLM 0.32 serves adapters of experts only if they change gate, up and down_proj",)
-    if of_experts and adapter.lora.dropout:
-        notices += (f"dropout {adapter.lora.dropout:g} is left out: PEFT refuses it for experts",)
-    if not adapter.kinds:
-        raise UserError(f"{load}: contains no tensors of an adapter")
     recorded = str(base.resolve()) if base and not is_checkpoint else ""
     with complete_folder(save, overwrite, load, *filter(None, [base])) as folder:
         size = peft_folder.write_folder(folder, adapter, recorded)
-    return ConvertedAdapter(save, adapter, size, notices)
+    return ConvertedAdapter(save, adapter, size, tuple(_notices(adapter, of_experts)))
+
+
+def _notices(adapter: Adapter, of_experts: set[str]) -> Iterator[str]:
+    """Yield what other libraries do not do with an adapter; `of_experts` are the kinds that its experts have."""
+    merge = "merge the adapter for it (tools/checkpoint/adapter.py merge)"
+    if of_experts and of_experts != {"gate_proj", "up_proj", "down_proj"}:
+        yield f"vLLM 0.32 serves experts only if gate_proj, up_proj and down_proj have adapters; {merge}"
+    if "kv_b_proj" in adapter.kinds:
+        # It multiplies the weight into the queries when it loads the model (`mla_attention.split_kv_b_proj`).
+        yield f"vLLM 0.32 does not apply an adapter of kv_b_proj to each token; {merge}"
+    if of_experts and adapter.lora.dropout:
+        yield f"the dropout {adapter.lora.dropout:g} is left out, because PEFT refuses it for experts"
 
 
 def import_adapter(load: Path, save: Path, *, base: Path, overwrite: bool = False) -> ConvertedAdapter:
