@@ -100,12 +100,8 @@ def test_a_merged_model_has_the_changed_weights(
     assert all(torch.equal(found[one], expected[one]) for one in expected)
     # From checkpoint to checkpoint, it is the same model.
     convert(base / "megatron", tmp_path / "one", to="megatron", adapter=AdapterFolder(adapter / "trained"))
-    convert(tmp_path / "one", tmp_path / "back", family=CASES_FAMILY.get(name))
+    convert(tmp_path / "one", tmp_path / "back")
     assert same(tmp_path / "hf", tmp_path / "back")
-
-
-CASES_FAMILY = {"Aquila": "aquila", "Mistral": "mistral"}
-"""Families whose checkpoints are exported as those of another one unless it is requested."""
 
 
 @pytest.mark.parametrize("name", cases())

@@ -20,7 +20,7 @@ from tests.e2e.test_serve import PROMPTS, ROOT, Run, has_vllm
 pytestmark = [
     pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
     pytest.mark.timeout(900),
-    pytest.mark.slow,  # tests/unit/test_vllm_adapters.py has the checks, tests/convert/test_adapters.py the rest
+    pytest.mark.slow,  # test_vllm_adapters.py has the checks, test_adapters.py of the conversion the rest
 ]
 TOKENS = 16
 
@@ -62,7 +62,7 @@ def server(folder: Path, tmp_path: Path) -> Iterator[tuple[Run, int]]:
 
 
 def greedy(folder: Path) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the tokens with which transformers continues the prompts: with `peft`, and without an adapter."""
+    """Return the tokens with which transformers continues the prompts, with `peft` and without an adapter."""
     peft = pytest.importorskip("peft", reason="peft is not installed (make test installs it)")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

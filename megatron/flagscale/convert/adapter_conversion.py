@@ -60,7 +60,7 @@ def export_adapter(
 
 
 def _notices(adapter: Adapter, of_experts: set[str]) -> Iterator[str]:
-    """Yield what other libraries do not do with an adapter; `of_experts` are the kinds that its experts have."""
+    """Yield what others do not do with an adapter; `of_experts` are the kinds that its experts have."""
     merge = "merge the adapter for it (tools/checkpoint/adapter.py merge)"
     if of_experts and of_experts != {"gate_proj", "up_proj", "down_proj"}:
         yield f"vLLM 0.32 serves experts only if gate_proj, up_proj and down_proj have adapters; {merge}"
