@@ -148,3 +148,22 @@ def test_peft_computes_the_merged_model(
     weights = dict(merged.named_parameters())
     for one, weight in by_peft.named_parameters():
         assert torch.allclose(weight, weights[one], rtol=1e-6, atol=1e-6), one
+
+
+def test_an_adapter_that_peft_has_saved(models: Models, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed (make test installs it)")
+    from transformers import LlamaForCausalLM
+
+    base = models("Llama 2")
+    settings = peft.LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "down_proj"], init_lora_weights=False
+    )
+    tokens = torch.arange(3, 35)[None]
+    with torch.no_grad():
+        adapted = peft.get_peft_model(LlamaForCausalLM.from_pretrained(base / "hf"), settings)
+        adapted.save_pretrained(tmp_path / "peft")
+        import_adapter(tmp_path / "peft", tmp_path / "imported", base=base / "megatron")
+        convert(base / "megatron", tmp_path / "hf", adapter=AdapterFolder(tmp_path / "imported"))
+        expected = adapted(tokens).logits
+        found = LlamaForCausalLM.from_pretrained(tmp_path / "hf")(tokens).logits
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()

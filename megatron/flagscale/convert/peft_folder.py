@@ -33,7 +33,9 @@ _HARMLESS = (
     # which modules have an adapter: the tensors show it
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     # how the first values were chosen
-    *("loftq_config", "eva_config", "runtime_config", "lora_ga_config"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+    # without effect, unless another key is set that is refused
+    *("megatron_core", "qalora_group_size"),
 )
 _OFF: tuple[Any, ...] = (None, False, 0, "", "none")
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
