@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flagscale.errors import UserError
-from flagscale.run.env import import_path
 from flagscale_testing.adapters import make_trained
 from megatron.flagscale.convert.adapter_conversion import export_adapter, import_adapter
 from megatron.flagscale.convert.convert import convert
 from megatron.flagscale.convert.merged import AdapterFolder
+from tools.checkpoint import adapter
+from tools.command import run
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = "Llama 2"
 LAYER = "base_model.model.model.layers.1.self_attn"
 Tensors = dict[str, torch.Tensor]
@@ -191,24 +190,35 @@ def test_experts_with_a_gate_alone_can_only_be_merged(models: Callable[[str], Pa
     merge(tmp_path / "from/trained", tmp_path / "merged", base=base / "hf")
 
 
-def test_the_command_reports_mistakes_without_a_traceback(peft: Path, base: Path, tmp_path: Path) -> None:
+def test_the_command_reports_mistakes_without_a_traceback(
+    peft: Path,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     configure(peft, r=0, use_dora=True)
-    command = [
-        "import",
-        "--load",
-        str(peft),
-        "--save",
-        str(tmp_path / "made"),
-        "--base",
-        str(base / "megatron"),
-    ]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools/checkpoint/adapter.py"), *command],
-        capture_output=True,
-        text=True,
-        env={"PATH": "", "PYTHONPATH": import_path(str(ROOT))},
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("error: ") == 2
-    assert "Traceback" not in done.stderr
+    words = ["import", "--load", peft, "--save", tmp_path / "made", "--base", base / "megatron"]
+    monkeypatch.setattr(sys, "argv", ["adapter.py", *map(str, words)])
+    assert run(adapter.main) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
     assert not (tmp_path / "made").exists()
+
+
+def test_the_command_converts_there_and_back(
+    exported: Path,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words in (
+        ["export", "--load", exported / "trained", "--save", tmp_path / "peft"],
+        ["import", "--load", tmp_path / "peft", "--save", tmp_path / "back", "--base", base / "megatron"],
+        ["merge", "--load", tmp_path / "back", "--save", tmp_path / "hf", "--base", base / "megatron"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["adapter.py", *map(str, words)])
+        assert run(adapter.main) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'peft'}: rank 4, alpha 8, 8 projections (q_proj, o_proj), 0.0 MB" in printed
+    assert f"{tmp_path / 'hf'}: llama, " in printed

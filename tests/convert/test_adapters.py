@@ -34,7 +34,7 @@ KINDS = {
     "DeepSeek-V2-Lite": ("q_proj", *LATENT[2:], *MLP),
     "DeepSeek-V3": (*LATENT, *MLP),
 }
-FAST = ("Qwen2, 2.5", "Mixtral", "DeepSeek-V3")
+FAST = ("Qwen2, 2.5", "Mixtral")
 RANK, ALPHA = 4, 8
 
 
