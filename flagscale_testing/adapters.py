@@ -1,8 +1,9 @@
-"""Random LoRA adapters in the format of `peft`, and models into which one is merged."""
+"""Random LoRA adapters, in the format of `peft` and as a training saves them; models with one merged."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 _RANK, _ALPHA = 8, 16
@@ -50,4 +51,34 @@ def merge(model: Path, adapter: Path, folder: Path) -> Path:
             change = changes[f"{layer}.lora_B.weight"] @ changes[f"{layer}.lora_A.weight"]
             weight.data += _ALPHA / _RANK * change
     merged.save_pretrained(folder)
+    return folder
+
+
+def make_trained(
+    base: Path, folder: Path, kinds: Iterable[str], rank: int = 4, alpha: float = 8, dropout: float = 0.0
+) -> Path:
+    """Save a random adapter of these projections as a training on the checkpoint in `base` does.
+
+    Its tensors have the names that layers give them, and each is saved in two pieces, as two ranks do.
+    """
+    import torch
+
+    from megatron.flagscale.convert.adapter_conversion import model_in
+    from megatron.flagscale.convert.adapters import projections
+    from megatron.flagscale.convert.megatron_args import checkpoint_arguments
+    from megatron.flagscale.convert.torch_dist_writer import TorchDistWriter
+
+    folder.mkdir(parents=True)
+    random = torch.Generator().manual_seed(0)
+    model, wanted, writer = model_in(base), [*kinds], TorchDistWriter(folder)
+    for one in projections(model):
+        rows, columns = one.shape
+        for part, shape in (("a", (rank, columns)), ("b", (rows, rank))) if one.kind in wanted else ():
+            tensor = 0.15 * torch.randn(shape, generator=random)
+            for half, piece in enumerate(tensor.chunk(2)):
+                offsets = [half * len(piece), 0]
+                writer.write(f"{one.megatron}.{part}.weight", piece, offsets, shape)
+    writer.write("optimizer.state.exp_avg", torch.zeros(3))
+    own = {"lora_rank": rank, "lora_alpha": alpha, "lora_dropout": dropout, "lora_targets": wanted}
+    writer.finish({**checkpoint_arguments(model), **own, "pretrained_checkpoint": str(base)})
     return folder

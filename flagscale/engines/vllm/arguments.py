@@ -19,6 +19,7 @@ from flagscale.config.catalog import Catalog
 from flagscale.config.certain import certain_violations
 from flagscale.config.engine_args import EngineArguments, FlatKey, flatten
 from flagscale.config.source_map import SourceMap
+from flagscale.engines.vllm.adapters import adapter_violations
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.emu3_model import emu3_violations
 from flagscale.engines.vllm.generation import generation_remarks, generation_violations
@@ -108,6 +109,7 @@ def violations(
         yield "model", "a model is required here: its folder, or its name on a model hub"
         return
     yield from folder_violations(values)
+    yield from adapter_violations(values)
     yield from emu3_violations(values)
     yield from generation_violations(values)
     yield from limit_violations(values)

@@ -26,6 +26,7 @@ from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource
 from megatron.flagscale.convert.huggingface_target import HuggingFaceTarget
 from megatron.flagscale.convert.logits import verify_logits
 from megatron.flagscale.convert.megatron_args import task_arguments
+from megatron.flagscale.convert.merged import AdapterFolder, Merged
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.processor import (
     as_trained,
@@ -91,6 +92,7 @@ def convert(
     iteration: int | None = None,
     chat_template: str | None = None,
     shard_bytes: int | None = None,
+    adapter: AdapterFolder | None = None,
     upcycling: Upcycling | None = None,
     tower: Wanted | None = None,
     without_mtp: bool = False,
@@ -104,8 +106,8 @@ def convert(
     with the model; default: the source's own. `vocab_size` is the true number of tokens if the source does
     not record it. `chat_template` is the template of the conversations of a model with pictures, a name or
     a file; default: that of its training. `verify` compares the logits of both sides. `shard_bytes`
-    (default: 5 GB) limits the size of a safetensors file. `tower` is put together with the language model
-    to one that sees pictures.
+    (default: 5 GB) limits the size of a safetensors file. `adapter` is merged into the weights. `tower` is
+    put together with the language model to one that sees pictures.
     `without_mtp` leaves out the layers for multi-token prediction. `progress` is called with the total
     number of bytes once it is known.
 
@@ -147,6 +149,8 @@ def convert(
         hint = "convert without it first, and the result with `--to huggingface --verify-logits`"
         raise UserError([Problem(what, "--verify-logits", hint)])
     opened = source
+    if adapter:
+        source = Merged(source, adapter.open(source))
     if without_mtp:
         source = WithoutMtp(source)
         notices += (source.notice,)
@@ -165,7 +169,7 @@ def convert(
         entry: source.dtype(entry) if entry.exact else cast or source.dtype(entry) for entry in entries(model)
     }
     total = sum(entry.elements * kind.itemsize for entry, kind in dtypes.items())
-    with complete_folder(save, overwrite, load) as folder:
+    with complete_folder(save, overwrite, load, *(one.folder for one in (adapter,) if one)) as folder:
         free = shutil.disk_usage(folder).free
         if free < total:
             raise UserError(f"{save}: {total / 1e9:.1f} GB are needed, but only {free / 1e9:.1f} GB are free")

@@ -32,8 +32,11 @@ class WeightWriter:
     unless a single tensor is longer.
     """
 
-    def __init__(self, folder: Path, planned: Iterable[Planned], shard_bytes: int) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, planned: Iterable[Planned], shard_bytes: int, whole: str = WHOLE
+    ) -> None:
+        """`whole` is the name of the file if there is only one."""
+        self._folder, self._whole = folder, whole
         self._shards = _divided(planned, shard_bytes)
         self._places = self._numbered()
         self._number = -1
@@ -70,7 +73,7 @@ class WeightWriter:
 
     def _name(self, number: int) -> str:
         count = len(self._shards)
-        return WHOLE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        return self._whole if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
     def _open(self, number: int) -> None:
         self.close()
