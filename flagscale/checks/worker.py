@@ -18,6 +18,7 @@ from flagscale.checks.megatron import program_violations, silent_violations
 from flagscale.checks.pictures import has_pictures, picture_violations
 from flagscale.checks.saving import resuming_violations
 from flagscale.checks.stablelm2 import stablelm2_violations
+from flagscale.checks.steering import steering_violations
 from flagscale.checks.validation import validation_violations
 from flagscale.errors import Violation
 
@@ -86,6 +87,7 @@ def argument_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
     yield from latent_violations(values)
     yield from stablelm2_violations(values)
     yield from resuming_violations(values)
+    yield from steering_violations(values)
     yield from _machine_violations(values, machine)
 
 
