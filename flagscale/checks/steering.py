@@ -26,6 +26,8 @@ _JUDGED_BY = {
     "overlap_param_gather_with_optimizer_step": "the gathering begins before the whole gradient is known",
 }
 """By dest: what makes it impossible to leave out the update of a bad loss, and why."""
+_STARTS_OVER = ("finetune", "finetune_with_optim", "ckpt_step")
+"""By dest: what makes every start load something else than the newest checkpoint of the run as it is."""
 _LEAST = {WINDOW: 2, MAX_ROLLBACKS: 1}
 
 
@@ -93,6 +95,10 @@ def steering_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         elif values.get("load") is not None and values["load"] != values["save"]:
             what = f"`{ON_BAD_LOSS}: {ROLLBACK}` goes back to a checkpoint of its own"
             yield ON_BAD_LOSS, f"{what}: `load` must be the folder of `save`; use `pretrained_checkpoint`"
+        for name in _STARTS_OVER:
+            if values.get(name) and not values.get("pretrained_checkpoint"):
+                what = f"`{ON_BAD_LOSS}: {ROLLBACK}` cannot be combined with `{name}`"
+                yield ON_BAD_LOSS, f"{what}, which does not continue the run; use `pretrained_checkpoint`"
 
 
 def steering_remarks(values: Mapping[str, Any]) -> Iterator[Violation]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,32 @@ def test_a_rollback_leaves_out_the_samples_since_the_checkpoint(bad: tuple[Path,
     assert losses(folder / "again") == {number: straight[number] for number in (5, 6)}
     (rollback,) = json.loads((folder / "saved" / "rollbacks.json").read_text())
     assert rollback == {"iteration": 4, "why": "the loss is NaN", "first": 8, "end": 16}
+
+
+def slow_first_rank() -> None:
+    """Make the first rank sleep in each of its forward passes (a mutation of a run)."""
+    import time
+
+    from megatron.training import get_args
+
+    from megatron.flagscale import forward
+
+    original = forward.loss_func
+
+    def loss_func(*arguments: Any) -> Any:
+        if get_args().rank == 0:
+            time.sleep(0.3)
+        return original(*arguments)
+
+    forward.loss_func = loss_func
+
+
+def test_a_slow_rank_is_named_after_three_logged_iterations(tmp_path: Path) -> None:
+    run = Run("slow", 2, steps(4, "--slow-rank-factor", "1.2"), **mutation(slow_first_rank))
+    assert run_all([run], tmp_path)["slow"].error == ""
+    found = [one.get("slow_ranks", []) for one in records(tmp_path / "slow").values()]
+    assert [[slow["rank"] for slow in one] for one in found] == [[], [], [0], [0]]
+    assert found[2][0]["host"] == socket.gethostname()
+    assert found[2][0]["factor"] > 1.2
+    output = (tmp_path / "slow" / "output").read_text()
+    assert output.count(f"flagscale: rank 0 on {socket.gethostname()} computes ") == 1

@@ -71,8 +71,8 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
             )
         _further.clear()
         is_logged = iteration % args.log_interval == 0 or named.get("is_first_iteration")
-        own = {name: figure() for name, figure in _figures.items()} if is_logged else {}
-        own = {name: value for name, value in own.items() if value is not None}
+        own: dict[str, Any] = {name: figure() for name, figure in _figures.items()} if is_logged else {}
+        own |= steering().figures() if is_logged else {}
         further_flops = sum(flops() for flops in _flops) if is_logged else 0.0
         if report and is_logged:
             report.meter.add_work(0.0, further_flops)
@@ -83,7 +83,6 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
                 "learning_rate": learning_rate,
                 "grad_norm": None if grad_norm is None else float(grad_norm),
                 "loss_scale": float(loss_scale),
-                **({"bad_losses": steering().bad_losses} if steering().judges else {}),
                 **own,
             }
             report.iteration(args, iteration, get_timers()("interval-time").active_time(), figures)
@@ -94,14 +93,11 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
 
 _LENGTHS = ("total_real_tokens_in_batch", "seqlen_squared_sum_in_batch")
 """Sums over the samples of a step, which the trainer passes on if a program counts them (else None)."""
-_figures: dict[str, Callable[[], Any]] = {}
+_figures: dict[str, Callable[[], float]] = {}
 
 
-def add_figure(name: str, figure: Callable[[], Any]) -> None:
-    """Record a figure, as JSON holds it; all ranks call `figure` at each logged iteration.
-
-    None: there is nothing to record.
-    """
+def add_figure(name: str, figure: Callable[[], float]) -> None:
+    """Record a figure of a training program's own; all ranks call `figure` at each logged iteration."""
     _figures[name] = figure
 
 

@@ -11,6 +11,7 @@ from flagscale.checks.steering import MAX_ROLLBACKS, ON_BAD_LOSS, ROLLBACK, SKIP
 from flagscale.errors import RollBackError, UserError
 from megatron.flagscale.patching import Patch
 from megatron.flagscale.steering.bad_loss import RECENT, Rule, agreed, asking, fault_of, following
+from megatron.flagscale.steering.passes import Comparison, compares, pass_clock
 from megatron.flagscale.steering.rollback import Rollback, read_rollbacks, settled, write_rollbacks
 from megatron.flagscale.steering.skipping import Skipped, read_past, skipped_by
 
@@ -32,6 +33,14 @@ class Steering:
         """Updates that were left out since this start because their loss was bad."""
         self.is_left_out = False
         """Whether the current iteration is left out, so that nothing is computed in it."""
+        self._comparison = Comparison(args.slow_rank_factor) if compares(args) else None
+
+    def figures(self) -> dict[str, Any]:
+        """Return what is recorded with a logged iteration; all ranks have to call it together."""
+        found: dict[str, Any] = {"bad_losses": self.bad_losses} if self.judges else {}
+        if self._comparison and (slow := self._comparison.slow_ranks()):
+            found["slow_ranks"] = slow
+        return found
 
     def step(self, train: Callable[[Any], tuple[Any, ...]], schedule: Any, optimizer: Any, data: Any) -> Any:
         """Return the outcome of an iteration; `train(schedule)` trains with it as the trainer does."""
@@ -44,6 +53,17 @@ class Steering:
             read_past(data)
             args.skipped_train_samples += batch
             return NO_UPDATE
+        is_logged = (args.curr_iteration + 1) % args.log_interval == 0
+        clock = pass_clock()
+        clock.is_running = self._comparison is not None and is_logged
+        try:
+            return self._judged(train, schedule, optimizer, (first, first + batch))
+        finally:
+            clock.is_running = False
+
+    def _judged(
+        self, train: Callable[[Any], Any], schedule: Any, optimizer: Any, samples: tuple[int, int]
+    ) -> Any:
         if not self.judges:
             return train(schedule)
         losses: list[Any] = []
@@ -53,7 +73,7 @@ class Steering:
             losses[:] = schedule(*positional, **named)
             return losses
 
-        with asking(optimizer, lambda norm: self._may_update(losses, norm, (first, first + batch))):
+        with asking(optimizer, lambda norm: self._may_update(losses, norm, samples)):
             return train(remembering)
 
     def _may_update(self, losses: list[Any], grad_norm: float, samples: tuple[int, int]) -> bool:
