@@ -41,7 +41,7 @@ def ranges_of(text: str | None) -> tuple[Range, ...]:
         return ()
     form = "write [first, end] or a list of such pairs, with 0 <= first < end"
     try:
-        found = json.loads(text)
+        found = _with_numbers(json.loads(text))
     except ValueError:
         found = None
     if not isinstance(found, list) or not found:
@@ -52,6 +52,13 @@ def ranges_of(text: str | None) -> tuple[Range, ...]:
         if not is_pair or not 0 <= pair[0] < pair[1]:
             raise ValueError(f"{json.dumps(pair)} is not a range; {form}")
     return tuple((first, end) for first, end in pairs)
+
+
+def _with_numbers(value: Any) -> Any:
+    """Return a value whose numbers may be text: the launcher passes on those of a list as they are written."""
+    if isinstance(value, list):
+        return [_with_numbers(one) for one in value]
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def _is_whole(value: object) -> bool:

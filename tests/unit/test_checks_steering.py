@@ -11,6 +11,7 @@ def test_one_range_or_several_may_be_given() -> None:
     assert ranges_of(None) == ()
     assert ranges_of("[10, 20]") == ((10, 20),)
     assert ranges_of("[[0, 1], [40, 50]]") == ((0, 1), (40, 50))
+    assert ranges_of('["10", "20"]') == ((10, 20),)
 
 
 @pytest.mark.parametrize(

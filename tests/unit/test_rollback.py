@@ -29,5 +29,7 @@ def test_samples_are_known_once_a_checkpoint_is_loaded() -> None:
 @pytest.mark.parametrize("text", ["", "{}}", "[1]", '[{"iteration": 4}]', '[{"x": 1}]', "3"])
 def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
-    with pytest.raises(UserError, match="is not a record of rollbacks: .*; remove it to train on all samples"):
+    with pytest.raises(
+        UserError, match="is not a record of rollbacks: .*; remove it to train on all samples"
+    ):
         read_rollbacks(tmp_path)
