@@ -55,7 +55,7 @@ def ranges_of(text: str | None) -> tuple[Range, ...]:
 
 
 def _with_numbers(value: Any) -> Any:
-    """Return a value whose numbers may be text: the launcher passes on those of a list as they are written."""
+    """Return a value whose numbers may be text: the launcher passes on those of a list as written."""
     if isinstance(value, list):
         return [_with_numbers(one) for one in value]
     return int(value) if isinstance(value, str) and value.isdecimal() else value
