@@ -30,6 +30,6 @@ def test_samples_are_known_once_a_checkpoint_is_loaded() -> None:
 def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     with pytest.raises(
-        UserError, match="is not a record of rollbacks: .*; remove it to train on all samples"
+        UserError, match=r"is not a record of rollbacks: .*; remove it to train on all samples"
     ):
         read_rollbacks(tmp_path)
