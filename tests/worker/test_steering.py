@@ -82,7 +82,7 @@ def skipping(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # The samples of the third batch, but the first, and one of the fourth.
         Run("samples", 1, steps(5, *DECAYING, "--skip-samples-range", "[[9, 10], [12, 13]]")),
         Run("first part", 1, steps(3, *DECAYING, *skip, *save)),
-        Run("second part", 1, steps(5, *DECAYING, *skip, *save)),
+        Run("second part", 1, steps(5, *DECAYING, *skip, *save, "--override-opt-param-scheduler")),
         Run("stages", 2, steps(5, *DECAYING, *skip, "--pipeline-model-parallel-size", "2")),
     ]
     curves = run_all(runs, folder)
@@ -193,18 +193,20 @@ def slow_first_rank() -> None:
 
     def loss_func(*arguments: Any) -> Any:
         if get_args().rank == 0:
-            time.sleep(0.3)
+            time.sleep(0.5)
         return original(*arguments)
 
     forward.loss_func = loss_func
 
 
 def test_a_slow_rank_is_named_after_three_logged_iterations(tmp_path: Path) -> None:
-    run = Run("slow", 2, steps(4, "--slow-rank-factor", "1.2"), **mutation(slow_first_rank))
+    run = Run("slow", 2, steps(6), **mutation(slow_first_rank))
     assert run_all([run], tmp_path)["slow"].error == ""
     found = [one.get("slow_ranks", []) for one in records(tmp_path / "slow").values()]
-    assert [[slow["rank"] for slow in one] for one in found] == [[], [], [0], [0]]
-    assert found[2][0]["host"] == socket.gethostname()
-    assert found[2][0]["factor"] > 1.2
+    assert found[:2] == [[], []]
+    # The first passes take long on both ranks.
+    ((slow,),) = found[-1:]
+    assert (slow["rank"], slow["host"]) == (0, socket.gethostname())
+    assert slow["factor"] > 1.5
     output = (tmp_path / "slow" / "output").read_text()
     assert output.count(f"flagscale: rank 0 on {socket.gethostname()} computes ") == 1

@@ -62,11 +62,12 @@ def own_sums(losses: Sequence[Mapping[str, Any]]) -> list[float]:
     """
     if not losses:
         return [0.0, 0.0]
+    import torch
+
     name = next(iter(losses[0]))
-    values = [one[name].detach().reshape(-1).tolist() for one in losses]
-    pairs = [value if len(value) == 2 else [value[0], 1.0] for value in values]
-    total, tokens = (sum(column) for column in zip(*pairs, strict=True))
-    return [total, tokens]
+    rows = torch.stack([one[name].detach().float().reshape(-1) for one in losses])
+    total, *tokens = rows.sum(0).tolist()
+    return [total, tokens[0] if tokens else float(len(losses))]
 
 
 def agreed(losses: Sequence[Mapping[str, Any]], grad_norm: float) -> tuple[float, bool]:
