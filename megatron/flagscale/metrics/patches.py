@@ -78,7 +78,8 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
             report.meter.add_work(0.0, further_flops)
             consumed = args.consumed_train_samples * args.seq_length
             figures = {
-                "consumed_tokens": consumed if tokens is None else getattr(args, CONSUMED_TOKENS),
+                # An iteration that is left out counts none, also if the others count theirs.
+                "consumed_tokens": getattr(args, CONSUMED_TOKENS, 0) or consumed,
                 "batch_size": batch_size,
                 "learning_rate": learning_rate,
                 "grad_norm": None if grad_norm is None else float(grad_norm),
