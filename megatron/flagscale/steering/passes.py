@@ -39,10 +39,10 @@ class PassClock:
         """Return the seconds of the passes since the last call."""
         marks, self._marks = self._marks, []
         if self._is_on_host:
-            return sum(end - begin for begin, end in marks)
+            return float(sum(end - begin for begin, end in marks))
         if marks:
             marks[-1][1].synchronize()
-        return sum(begin.elapsed_time(end) for begin, end in marks) / 1000
+        return float(sum(begin.elapsed_time(end) for begin, end in marks)) / 1000
 
     def _mark(self) -> Any:
         if self._is_on_host:
