@@ -143,6 +143,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Curve
     return folder, run_all(runs, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nan", "nan on stages", "gradient", "spike"])
 def test_all_ranks_leave_out_the_update_of_a_bad_loss(bad: tuple[Path, dict[str, Curve]], name: str) -> None:
     folder, curves = bad
@@ -156,6 +157,7 @@ def test_all_ranks_leave_out_the_update_of_a_bad_loss(bad: tuple[Path, dict[str,
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -169,6 +171,7 @@ def test_a_bad_loss_is_reported_once(bad: tuple[Path, dict[str, Curve]], name: s
     assert (bad[0] / name / "output").read_text().count(says) == 1
 
 
+@pytest.mark.slow
 def test_a_rollback_leaves_out_the_samples_since_the_checkpoint(bad: tuple[Path, dict[str, Curve]]) -> None:
     folder, curves = bad
     says = "RollBackError: - iteration 4: the loss is NaN: going back to the newest complete checkpoint"
@@ -199,6 +202,7 @@ def slow_first_rank() -> None:
     forward.loss_func = loss_func
 
 
+@pytest.mark.slow
 def test_a_slow_rank_is_named_after_three_logged_iterations(tmp_path: Path) -> None:
     run = Run("slow", 2, steps(6), **mutation(slow_first_rank))
     assert run_all([run], tmp_path)["slow"].error == ""
