@@ -71,6 +71,13 @@ class UserError(FlagScaleError):
         super().__init__("\n".join(f"- {message}" for message in self.messages))
 
 
+class RollBackError(UserError):
+    """The ranks start again from the newest complete checkpoint, which does not count as a restart."""
+
+    exit_code = 75
+    """Of sysexits.h: try again."""
+
+
 class HostError(FlagScaleError):
     """One or more hosts failed to do what they were asked; one problem per host."""
 

@@ -22,6 +22,7 @@ from flagscale.checks.saving import saving_violations
 from flagscale.checks.schedule import unit_of
 from flagscale.checks.sft import PROGRAM
 from flagscale.checks.stablelm2 import stablelm2_remarks
+from flagscale.checks.steering import steering_remarks
 from flagscale.errors import Violation, nearest
 
 _REQUIRED = {
@@ -74,6 +75,7 @@ def remarks(values: Mapping[str, Any], given: Collection[str] = ()) -> Iterator[
         yield "mtp_num_layers", "`recompute_method: block` does not recompute the heads that it adds"
     yield from ineffective_remarks(values, given)
     yield from stablelm2_remarks(values)
+    yield from steering_remarks(values)
 
 
 LEAST: Mapping[str, int] = {

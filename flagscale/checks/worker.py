@@ -21,6 +21,7 @@ from flagscale.checks.pictures import has_pictures, picture_violations
 from flagscale.checks.saving import resuming_violations
 from flagscale.checks.sft import is_instruction_tuning, sft_violations
 from flagscale.checks.stablelm2 import stablelm2_violations
+from flagscale.checks.steering import steering_violations
 from flagscale.checks.validation import validation_violations
 from flagscale.errors import Violation
 
@@ -101,6 +102,7 @@ def argument_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
     yield from stablelm2_violations(values)
     yield from resuming_violations(values)
     yield from lora_violations(values)
+    yield from steering_violations(values)
     yield from _machine_violations(values, machine)
 
 

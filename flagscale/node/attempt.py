@@ -12,7 +12,7 @@ from typing import Literal
 
 import psutil
 
-from flagscale.errors import UserError
+from flagscale.errors import RollBackError, UserError
 from flagscale.frozen import dataclass, replace
 from flagscale.linux import may_have_descendants, oom_kills, reap_adopted
 from flagscale.node import processes
@@ -44,6 +44,9 @@ class AttemptOutcome:
     failure: Failure | None = None
     is_final: bool = False
     """Whether another attempt would end in the same way."""
+    is_rollback: bool = False
+    """Whether the ranks ended to start again from a checkpoint: not a failure, so it does not count as a
+    restart. The ranks themselves limit how often they do so."""
     confirm_until: float | None = None
     """Set if a stop of the first host has ended the others with it, and nothing is left on this one: the time
     (`time.monotonic`) by which all of them should have confirmed this to the first host."""
@@ -110,7 +113,7 @@ class HostAttempt:
         is_victim = verdict.host != self._node.host.rank
         why = f"ended because of {verdict.text}" if is_victim else verdict.text
         outcome = AttemptOutcome.failed(why, is_victim)
-        return replace(outcome, is_final=verdict.is_final)
+        return replace(outcome, is_final=verdict.is_final, is_rollback=verdict.is_rollback)
 
     def _ended_by_itself(self, agent: subprocess.Popen[bytes], kills: int) -> AttemptOutcome:
         code = _exit_code(agent)
@@ -122,9 +125,11 @@ class HostAttempt:
         who = "" if failure.rank is None else f"rank {failure.rank}: "
         # Restarting cannot fix a mistake of the user.
         is_final = failure.is_final or failure.exitcode == UserError.exit_code
-        self._peers.report(self._verdict("failed", f"{who}{failure.message}", is_final))
+        is_rollback = failure.exitcode == RollBackError.exit_code
+        verdict = self._verdict("failed", f"{who}{failure.message}", is_final)
+        self._peers.report(replace(verdict, is_rollback=is_rollback))
         self._end_leftovers(agent)
-        return AttemptOutcome("failed", code, failure, is_final)
+        return AttemptOutcome("failed", code, failure, is_final, is_rollback)
 
     def _watch(self, agent: subprocess.Popen[bytes], heartbeat: Heartbeat) -> Verdict | None:
         """Return the verdict that ends the attempt; None if the agent ended on its own."""

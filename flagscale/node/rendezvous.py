@@ -49,6 +49,8 @@ class Verdict:
     text: str
     is_final: bool = False
     """Whether another attempt would end in the same way."""
+    is_rollback: bool = False
+    """Whether the ranks ended to start again from a checkpoint."""
 
     def to_message(self) -> Message:
         text = self.text if len(self.text) <= _LONGEST else f"{self.text[: _LONGEST - 4]} ..."

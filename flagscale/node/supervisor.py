@@ -73,7 +73,7 @@ class Supervisor:
     def _attempts(self, peers: Peers, secrets: dict[str, str]) -> AttemptOutcome:
         """Run the job until it finishes, is stopped, or has failed too often."""
         recovery = self._plan.recovery
-        number, patience = 0, self._plan.start_timeout
+        number, restarts, patience = 0, 0, self._plan.start_timeout
         while True:
             begun = time.time()
             begin = peers.rendezvous(number, patience, self._is_stopped)
@@ -92,14 +92,19 @@ class Supervisor:
                 self._is_stopped,
             )
             outcome = attempt.run(secrets)
-            if outcome.failure is None or outcome.is_final or number == recovery.max_restarts:
+            if outcome.failure is None or outcome.is_final:
+                return outcome
+            if restarts == recovery.max_restarts and not outcome.is_rollback:
                 return outcome
             attempts = (*self._record.state.attempts, Attempt(number, begun, time.time(), outcome.failure))
             self._record.note(phase="starting", attempts=attempts, engine=None)
             number, patience = number + 1, recovery.restart_timeout
-            pause = recovery.pause(number)
             print(f"flagscale: {outcome.failure.message}", flush=True)
-            print(f"flagscale: restart {number} of {recovery.max_restarts} in {pause:g} s", flush=True)
+            if outcome.is_rollback:
+                continue
+            restarts += 1
+            pause = recovery.pause(restarts)
+            print(f"flagscale: restart {restarts} of {recovery.max_restarts} in {pause:g} s", flush=True)
             self._pause(pause)
 
     def _refused(self, verdict: Verdict) -> AttemptOutcome:

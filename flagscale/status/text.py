@@ -66,6 +66,7 @@ def status_text(status: JobStatus) -> str:
         lines.append(f"  {progress_text(status.progress)}")
         for key, one in status.progress.evaluations.items():
             lines.append(f"  {key_text(key)} {one.value:.4f} at iteration {one.iteration}")
+        lines += [f"  {line}" for line in slow_rank_lines(status.progress)]
     for host in status.hosts:
         phase = phase_of(status, host)
         living = f"  {count(host.processes, 'process')}" if host.processes else ""
@@ -111,9 +112,20 @@ def progress_text(progress: Progress) -> str:
         parts.append(f"{record['tflops_per_gpu']:.3g} TFLOP/s per device")
     if record.get("skipped"):
         parts.append(f"{record['skipped']} skipped")
+    if record.get("bad_losses"):
+        parts.append(f"{record['bad_losses']} bad losses")
     if progress.seconds_left:
         parts.append(f"{duration(progress.seconds_left)} left")
     return "  ".join(parts)
+
+
+def slow_rank_lines(progress: Progress) -> list[str]:
+    """Return one line per rank that is slow in the newest logged iteration."""
+    found = progress.record.get("slow_ranks")
+    return [
+        f"rank {one['rank']} on {one['host']} takes {one['factor']:.2f} times as long as its stage's median"
+        for one in (found if isinstance(found, list) else ())
+    ]
 
 
 def service_lines(services: Sequence[HostedService]) -> list[str]:

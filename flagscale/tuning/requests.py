@@ -33,7 +33,9 @@ _LEFT_OUT = (
     *("save_retain_interval", "non_persistent_save_interval", "non_persistent_ckpt_type"),
     *("non_persistent_global_ckpt_dir", "non_persistent_local_ckpt_dir", "exit_interval"),
     *("exit_duration_in_mins", "wandb_project", "wandb_exp_name", "wandb_save_dir"),
-    *("full_validation", "multiple_validation_sets", "validation_set_names", "validation_set_intervals"),
+    *("skip_samples_range", "skip_iters_range", "on_bad_loss", "bad_loss_factor", "bad_loss_window"),
+    *("max_rollbacks", "full_validation", "multiple_validation_sets", "validation_set_names"),
+    "validation_set_intervals",
 )
 """Arguments that no trial has, because they are those of a whole training: length, schedules, checkpoints."""
 

@@ -19,6 +19,7 @@ from megatron.flagscale.lora.arguments import add_lora_args
 from megatron.flagscale.patching import Patch
 from megatron.flagscale.schedule import add_schedule_args
 from megatron.flagscale.sft.arguments import add_mask_args
+from megatron.flagscale.steering.arguments import add_steering_args
 
 AddArguments = Callable[[argparse.ArgumentParser], object]
 """Adds a training program's own arguments to a parser; the return value is ignored."""
@@ -84,6 +85,7 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     add_routing_args(group)
     add_schedule_args(group)
     add_lora_args(group)
+    add_steering_args(group)
     for dest, (choice, _) in _our_choices().items():
         option = next(action for action in parser._actions if action.dest == dest)
         option.choices = list(dict.fromkeys([*(option.choices or ()), choice]))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flagscale.checks.lora import trains_adapters
 from flagscale.checks.schedule import DEFAULT_EVAL_INTERVAL
+from flagscale.checks.steering import ON_BAD_LOSS, STOP
 from flagscale.checks.worker import Capabilities
 from flagscale.errors import UserError
 
@@ -59,17 +60,20 @@ def prepare_engine(
     problems = argument_problems(args, Capabilities(has_chip, has_chip and fused, here.backend), own_parts)
     if problems:
         raise UserError(problems)
-    return [*_for_our_layers(args), *whole]
+    return [*_implied(args), *whole]
 
 
-def _for_our_layers(args: Any) -> Iterator[str]:
-    """Yield the arguments that parsed ones need with `--transformer-impl torch`."""
+def _implied(args: Any) -> Iterator[str]:
+    """Yield the arguments of the engine that parsed ones imply."""
     if args.transformer_impl == "torch":
         # The layers mask later tokens and other documents themselves; a mask matrix costs memory and time.
         yield "--no-create-attention-mask-in-dataloader"
         if args.multi_latent_attention:
             # They turn queries and keys themselves, and the engine rejects `--rope-type rope` with fusion.
             yield "--no-rope-fusion"
+    if getattr(args, ON_BAD_LOSS) != STOP:
+        # They would end the training before the loss is judged.
+        yield "--no-check-for-nan-in-loss-and-grad"
 
 
 @functools.cache

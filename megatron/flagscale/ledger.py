@@ -21,6 +21,8 @@ from megatron.flagscale.no_te import PATCHES as no_te_patches
 from megatron.flagscale.patching import Patch
 from megatron.flagscale.schedule import PATCHES as schedule_patches
 from megatron.flagscale.startup import PATCHES as startup_patches
+from megatron.flagscale.steering.passes import PATCHES as pass_patches
+from megatron.flagscale.steering.patches import PATCHES as steering_patches
 from megatron.flagscale.supervision import PATCHES as supervision_patches
 from megatron.flagscale.validation import PATCHES as validation_patches
 
@@ -47,6 +49,8 @@ _ALWAYS = (
     *expert_bias_patches,
     *prediction_patches,
     *schedule_patches,
+    *steering_patches,
+    *pass_patches,
     *resume_patches,
     *saving_patches,
     *supervision_patches,

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flagscale.errors import UserError
+from flagscale.errors import RollBackError, UserError
 from flagscale.run.env import FAILURE_FILE
 from flagscale.run.failure import Failure, how_it_ended, signal_name, write_failure
 from megatron.flagscale.ending import Ending
@@ -83,9 +83,10 @@ def _failure_of(rank: int, child: ProcessFailure) -> Failure:
     if isinstance(message, dict):
         traceback = message.get("extraInfo", {}).get("py_callstack", "")
         message = message.get("message", "")
-        if message.startswith("UserError: "):
-            # A user's error needs no traceback: the message alone explains it.
-            message, traceback = message.removeprefix("UserError: ").removeprefix("- "), ""
+        for kind in (UserError, RollBackError):
+            if message.startswith(prefix := f"{kind.__name__}: "):
+                # It needs no traceback: the message alone explains it.
+                message, traceback = message.removeprefix(prefix).removeprefix("- "), ""
     elif child.exitcode > 0:
         message = f"{how_it_ended(child.exitcode)}; see the output of this rank"
     path = Path(child.error_file)

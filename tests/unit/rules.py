@@ -325,6 +325,7 @@ _SIZES = "hierarchical_context_parallel_sizes"
 _TWO_GROUPS = {"tensor_model_parallel_size": 2, "group_query_attention": True, "num_query_groups": 2}
 _LOCAL, _TORCH = {"transformer_impl": "local"}, {"transformer_impl": "torch"}
 _OLD = {"ckpt_format": "torch"}
+_BACK = {"on_bad_loss": "rollback", "save": "kept", "load": "kept"}
 _BPE = {"tokenizer_type": "GPT2BPETokenizer"}
 _ONE = str(Path(__file__).parent / "data" / "one_token.json")
 _OF_ONE = {"vocab_file": _ONE, "merge_file": _ONE}
@@ -479,6 +480,18 @@ SHARED = [
         {"finetune_with_optim": True, "moe_use_upcycling": True, "load": None},
         "give `finetune_with_optim` or `moe_use_up",
     ),
+    # Steering: skipped data, bad losses, slow ranks.
+    Example({"skip_samples_range": [20, 10]}, "`skip_samples_range`: [20, 10] is not a range; write [first"),
+    Example({"skip_iters_range": "10-20"}, "`skip_iters_range`: 10-20 is not a list of ranges; write [first"),
+    Example({"bad_loss_factor": 1.0}, "`bad_loss_factor` must be more than 1, not 1.0"),
+    Example({"slow_rank_factor": 0.5}, "`slow_rank_factor` must be more than 1, or 0 to compare no ranks"),
+    Example({"bad_loss_factor": 2.0, "bad_loss_window": 1}, "`bad_loss_window` must be at least 2, not 1"),
+    Example({"max_rollbacks": 0}, "`max_rollbacks` must be at least 1, not 0"),
+    Example({"on_bad_loss": "skip", "fp16": True}, "`on_bad_loss` cannot be combined with `fp16`: the loss"),
+    Example({"bad_loss_factor": 2.0, "fp16": True}, "`bad_loss_factor` cannot be combined with `fp16`"),
+    Example({"on_bad_loss": "rollback", "save": None}, "`on_bad_loss: rollback` needs `save`"),
+    Example({**_BACK, "load": "other"}, "`load` must be the folder of `save`; use `pretrained_checkpoint`"),
+    Example({**_BACK, "finetune": True}, "`on_bad_loss: rollback` cannot be combined with `finetune`"),
     # Saving in a format from which the run can resume.
     Example(_OLD | {"use_distributed_optimizer": True}, "cannot resume from `ckpt_format: torch`"),
     Example(_OLD | {"async_save": True}, "`async_save` needs `ckpt_format: torch_dist`"),

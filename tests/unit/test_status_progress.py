@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flagscale.status.progress import TAIL_BYTES, Evaluation, Progress, read_progress
-from flagscale.status.text import progress_text
+from flagscale.status.text import progress_text, slow_rank_lines
 
 
 def line(iteration: int, **more: Any) -> str:
@@ -95,4 +95,14 @@ def test_text_of_progress() -> None:
     reported = progress_text(Progress(record, 63.4))
     assert reported == "iteration 120/160  loss 5.9123  3.12k tokens/s  0.4 TFLOP/s per device  1m03s left"
     assert progress_text(Progress({"iteration": 3, "skipped": 1}, None)) == "iteration 3  1 skipped"
+    shown = progress_text(Progress({"iteration": 3, "bad_losses": 2}, None))
+    assert shown == "iteration 3  2 bad losses"
+    assert progress_text(Progress({"iteration": 3, "bad_losses": 0}, None)) == "iteration 3"
     assert progress_text(Progress({"iteration": 3, "lm_loss": float("nan")}, None)) == "iteration 3  loss nan"
+
+
+def test_slow_ranks_are_named() -> None:
+    slow = [{"rank": 3, "host": "node1", "factor": 1.834}]
+    lines = slow_rank_lines(Progress({"iteration": 3, "slow_ranks": slow}, None))
+    assert lines == ["rank 3 on node1 takes 1.83 times as long as its stage's median"]
+    assert slow_rank_lines(Progress({"iteration": 3}, None)) == []

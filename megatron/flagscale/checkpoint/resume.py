@@ -37,6 +37,7 @@ from megatron.flagscale.checkpoint.torch_format import (
 )
 from megatron.flagscale.checkpoint.with_optimizer import check_state, is_start, load_with_optimizer
 from megatron.flagscale.patching import Patch
+from megatron.flagscale.steering.bad_loss import RECENT
 
 CONSUMED_TOKENS = "consumed_train_tokens"
 """The argument, saved with all others, that holds the tokens of a run whose samples differ in length."""
@@ -124,6 +125,8 @@ class Load:
     is_whole: bool = False
     tokens: int = 0
     base: Path | None = None
+    losses: tuple[float, ...] = ()
+    """The last losses before the checkpoint, if the run that saved it judged them."""
 
 
 _prepared: list[Load] = []
@@ -251,7 +254,9 @@ def _loadable(folder: Path, args: Any, *, is_own: bool, is_base: bool = False) -
         _check_tokens(folder, vocabulary)
     # Otherwise the engine may keep initial values: of padding tokens, or of tensors that it does not find.
     is_whole = vocabulary == args.padded_vocab_size and args.dist_ckpt_strictness in STRICT
-    return Load(folder, is_whole, saved.get(CONSUMED_TOKENS, 0) if resumes else 0)
+    if not resumes:
+        return Load(folder, is_whole)
+    return Load(folder, is_whole, saved.get(CONSUMED_TOKENS, 0), tuple(saved.get(RECENT, ())))
 
 
 def _saved_arguments(folder: Path) -> dict[str, Any]:
@@ -306,6 +311,7 @@ def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
         found = _prepared.pop() if _prepared else prepare_load(args)
         folder = found.folder
         setattr(args, CONSUMED_TOKENS, found.tokens)
+        setattr(args, RECENT, [*found.losses])
         is_new = is_start(folder, args)
         if (
             args.ckpt_step is not None

@@ -12,6 +12,7 @@ from typing import Any
 from megatron.flagscale.checkpoint.resume import CONSUMED_TOKENS
 from megatron.flagscale.metrics.recorder import Recorder
 from megatron.flagscale.patching import Patch
+from megatron.flagscale.steering.patches import steering
 
 
 @functools.cache
@@ -40,7 +41,7 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
         from megatron.training import get_args, get_timers
         from megatron.training.training import num_floating_point_operations
 
-        report = recorder()
+        report, steered = recorder(), steering()
         if report:
             report.start(iteration - 1)
         outcome = original(
@@ -63,19 +64,22 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
             setattr(args, CONSUMED_TOKENS, getattr(args, CONSUMED_TOKENS, 0) + round(tokens))
         if report:
             report.meter.add({**loss_dict, **_further}, bool(skipped_iter))
+        if report and not steered.is_left_out:
             report.meter.add_work(
                 batch_size * args.seq_length if tokens is None else tokens,
                 num_floating_point_operations(args, batch_size, **lengths),
             )
         _further.clear()
         is_logged = iteration % args.log_interval == 0 or named.get("is_first_iteration")
-        own = {name: figure() for name, figure in _figures.items()} if is_logged else {}
+        own: dict[str, Any] = {name: figure() for name, figure in _figures.items()} if is_logged else {}
+        own |= steered.figures() if is_logged else {}
         further_flops = sum(flops() for flops in _flops) if is_logged else 0.0
         if report and is_logged:
             report.meter.add_work(0.0, further_flops)
             consumed = args.consumed_train_samples * args.seq_length
             figures = {
-                "consumed_tokens": consumed if tokens is None else getattr(args, CONSUMED_TOKENS),
+                # An iteration that is left out counts none, also if the others count theirs.
+                "consumed_tokens": getattr(args, CONSUMED_TOKENS, 0) or consumed,
                 "batch_size": batch_size,
                 "learning_rate": learning_rate,
                 "grad_norm": None if grad_norm is None else float(grad_norm),
