@@ -16,7 +16,7 @@ from flagscale.checks.latent import latent_violations
 from flagscale.checks.layers import cpu_violations, local_violations, torch_violations
 from flagscale.checks.megatron import program_violations, silent_violations
 from flagscale.checks.pictures import has_pictures, picture_violations
-from flagscale.checks.saving import resuming_violations
+from flagscale.checks.saving import resuming_violations, retention_violations
 from flagscale.checks.stablelm2 import stablelm2_violations
 from flagscale.checks.validation import validation_violations
 from flagscale.errors import Violation
@@ -86,6 +86,7 @@ def argument_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
     yield from latent_violations(values)
     yield from stablelm2_violations(values)
     yield from resuming_violations(values)
+    yield from retention_violations(values)
     yield from _machine_violations(values, machine)
 
 

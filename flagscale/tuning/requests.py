@@ -31,6 +31,7 @@ _LEFT_OUT = (
     *("lr_wsd_decay_samples", "lr_wsd_decay_iters"),
     *("pretrained_checkpoint", "finetune", "finetune_with_optim", "ckpt_step", "async_save"),
     *("save_retain_interval", "non_persistent_save_interval", "non_persistent_ckpt_type"),
+    *("keep_last", "keep_every"),
     *("non_persistent_global_ckpt_dir", "non_persistent_local_ckpt_dir", "exit_interval"),
     *("exit_duration_in_mins", "wandb_project", "wandb_exp_name", "wandb_save_dir"),
     *("full_validation", "multiple_validation_sets", "validation_set_names", "validation_set_intervals"),

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from flagscale.checks.resume import WITH_OPTIM
 from flagscale.checks.stablelm2 import STYLE
 from flagscale.errors import UserError
+from megatron.flagscale.checkpoint.retention import add_retention_args
 from megatron.flagscale.chips import HOST_BACKEND, chip
 from megatron.flagscale.group_routing import add_routing_args
 from megatron.flagscale.patching import Patch
@@ -80,6 +81,7 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     )
     add_routing_args(group)
     add_schedule_args(group)
+    add_retention_args(group)
     for dest, (choice, _) in _our_choices().items():
         option = next(action for action in parser._actions if action.dest == dest)
         option.choices = list(dict.fromkeys([*(option.choices or ()), choice]))

@@ -8,6 +8,7 @@ from megatron.flagscale.checkpoint.not_saved import PATCHES as not_saved_patches
 from megatron.flagscale.checkpoint.optimizer_state import PATCHES as optimizer_patches
 from megatron.flagscale.checkpoint.parameter_groups import PATCHES as group_patches
 from megatron.flagscale.checkpoint.resume import PATCHES as resume_patches
+from megatron.flagscale.checkpoint.retention import PATCHES as retention_patches
 from megatron.flagscale.checkpoint.save import PATCHES as saving_patches
 from megatron.flagscale.chips import Chip, chip
 from megatron.flagscale.chips.cpu import CPU
@@ -49,6 +50,7 @@ _ALWAYS = (
     *schedule_patches,
     *resume_patches,
     *saving_patches,
+    *retention_patches,
     *supervision_patches,
     *optimizer_patches,
     *group_patches,

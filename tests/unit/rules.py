@@ -327,6 +327,7 @@ _LOCAL, _TORCH = {"transformer_impl": "local"}, {"transformer_impl": "torch"}
 _OLD = {"ckpt_format": "torch"}
 _BPE = {"tokenizer_type": "GPT2BPETokenizer"}
 _ONE = str(Path(__file__).parent / "data" / "one_token.json")
+_PRETRAINED = str(Path(__file__).parent / "data" / "pretrained")
 _OF_ONE = {"vocab_file": _ONE, "merge_file": _ONE}
 _HF = {"tokenizer_type": "HuggingFaceTokenizer"}
 
@@ -401,6 +402,18 @@ SHARED = [
     ),
     Example({**_GROUPS, "moe_router_group_best": 3}, "must be from 1 to 2, the experts of a group"),
     Example({"apply_residual_connection_post_layernorm": True}, "has no effect, because no layer"),
+    # Which checkpoints are kept.
+    Example({"keep_last": 0}, "`keep_last` must be at least 1, not 0"),
+    Example({"keep_last": 2, "keep_every": -5}, "`keep_every` must be at least 1, not -5"),
+    Example({"keep_every": 5}, "`keep_every` needs `keep_last`"),
+    Example({"keep_last": 2, "keep_every": 7}, "keep_every 7 must be a multiple of save_interval 5"),
+    Example({"keep_last": 2, "save": None}, "`keep_last` has no effect without `save`"),
+    Example({"keep_last": 2, "save": _PRETRAINED, "pretrained_checkpoint": _PRETRAINED}, "the same folder"),
+    Example({"keep_last": 2, "save_retain_interval": 10}, "or `save_retain_interval`, not both"),
+    Example(
+        {"keep_last": 2, "ckpt_format": "torch_dcp", "use_torch_fsdp2": True},
+        "`keep_last` cannot be combined with `ckpt_format: torch_dcp`",
+    ),
     Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
     # Multi-latent attention.
     *(

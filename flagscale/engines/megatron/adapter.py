@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,18 @@ TRAIN = "megatron.flagscale.train_gpt"
 SAVE_GRACE = 120.0
 """Seconds that the ranks have after SIGTERM if they save a checkpoint first (exit_signal_handler)."""
 STOP_GRACE = 10.0
+
+
+def given_arguments(experiment: Experiment, names: Collection[str], source_map: SourceMap) -> dict[str, Any]:
+    """Return these arguments (by dest) of a training, whatever mistakes its other keys have.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    read = _read(experiment.task, experiment.arguments, _defaults(experiment), source_map)
+    if not read.arguments.is_complete or {*names} & read.arguments.unknown.keys():
+        raise UserError(read.problems)
+    return {name: read.arguments.values.get(name) for name in names}
 
 
 @dataclass(frozen=True)

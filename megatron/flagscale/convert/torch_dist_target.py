@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from flagscale.run.checkpoints import TRACKER
-from megatron.flagscale.checkpoint.manifest import RELEASE, write_manifest
+from flagscale.run.manifest import RELEASE, write_manifest
 from megatron.flagscale.convert.megatron_args import checkpoint_arguments
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import Entry
