@@ -18,6 +18,8 @@ from flagscale.checks.megatron import program_violations, silent_violations
 from flagscale.checks.pictures import has_pictures, picture_violations
 from flagscale.checks.saving import resuming_violations, retention_violations
 from flagscale.checks.stablelm2 import stablelm2_violations
+from flagscale.checks.tracing import tracing_violations
+from flagscale.checks.tracking import tracking_violations
 from flagscale.checks.validation import validation_violations
 from flagscale.errors import Violation
 
@@ -87,6 +89,8 @@ def argument_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
     yield from stablelm2_violations(values)
     yield from resuming_violations(values)
     yield from retention_violations(values)
+    yield from tracing_violations(values, machine.has_chip)
+    yield from tracking_violations(values)
     yield from _machine_violations(values, machine)
 
 

@@ -31,9 +31,12 @@ _LEFT_OUT = (
     *("lr_wsd_decay_samples", "lr_wsd_decay_iters"),
     *("pretrained_checkpoint", "finetune", "finetune_with_optim", "ckpt_step", "async_save"),
     *("save_retain_interval", "non_persistent_save_interval", "non_persistent_ckpt_type"),
-    *("keep_last", "keep_every"),
+    *("keep_last", "keep_every", "profile", "use_pytorch_profiler", "profile_ranks", "profile_step_start"),
+    *("profile_step_end", "record_memory_history", "pytorch_profiler_collect_shapes", "record_shapes"),
+    *("pytorch_profiler_collect_callstack", "pytorch_profiler_collect_chakra", "memory_snapshot_path"),
     *("non_persistent_global_ckpt_dir", "non_persistent_local_ckpt_dir", "exit_interval"),
     *("exit_duration_in_mins", "wandb_project", "wandb_exp_name", "wandb_save_dir"),
+    *("mlflow_tracking_uri", "mlflow_experiment", "mlflow_run_name", "mlflow_run_file", "trace_dir"),
     *("full_validation", "multiple_validation_sets", "validation_set_names", "validation_set_intervals"),
 )
 """Arguments that no trial has, because they are those of a whole training: length, schedules, checkpoints."""

@@ -23,6 +23,7 @@ from megatron.flagscale.patching import Patch
 from megatron.flagscale.schedule import PATCHES as schedule_patches
 from megatron.flagscale.startup import PATCHES as startup_patches
 from megatron.flagscale.supervision import PATCHES as supervision_patches
+from megatron.flagscale.tracing import PATCHES as tracing_patches
 from megatron.flagscale.validation import PATCHES as validation_patches
 
 _ALWAYS = (
@@ -57,6 +58,7 @@ _ALWAYS = (
     *not_saved_patches,
     *startup_patches,
     *rotary_patches,
+    *tracing_patches,
 )
 
 
