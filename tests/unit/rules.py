@@ -327,6 +327,7 @@ _LOCAL, _TORCH = {"transformer_impl": "local"}, {"transformer_impl": "torch"}
 _OLD = {"ckpt_format": "torch"}
 _BPE = {"tokenizer_type": "GPT2BPETokenizer"}
 _ONE = str(Path(__file__).parent / "data" / "one_token.json")
+_TRACED = {"profile": True, "use_pytorch_profiler": True, "profile_step_start": 2, "profile_step_end": 4}
 _PRETRAINED = str(Path(__file__).parent / "data" / "pretrained")
 _OF_ONE = {"vocab_file": _ONE, "merge_file": _ONE}
 _HF = {"tokenizer_type": "HuggingFaceTokenizer"}
@@ -402,6 +403,39 @@ SHARED = [
     ),
     Example({**_GROUPS, "moe_router_group_best": 3}, "must be from 1 to 2, the experts of a group"),
     Example({"apply_residual_connection_post_layernorm": True}, "has no effect, because no layer"),
+    # Traces, and MLflow.
+    *(
+        Example({name: value}, f"`{name}` has no effect without `profile: true`")
+        for name, value in {
+            "use_pytorch_profiler": True,
+            "profile_ranks": [0],
+            "profile_step_start": 3,
+            "profile_step_end": 20,
+            "record_memory_history": True,
+            "pytorch_profiler_collect_shapes": True,
+        }.items()
+    ),
+    Example(
+        {"profile": True, "record_memory_history": True}, "has no effect without `use_pytorch_profiler: true`"
+    ),
+    Example({"profile": True}, "`profile` needs `use_pytorch_profiler: true` here", "cpu"),
+    *(
+        Example(_TRACED | change, says)
+        for change, says in (
+            ({"record_shapes": True}, "use `pytorch_profiler_collect_shapes`"),
+            ({"nvtx_ranges": True}, "is for `nsys` and has no effect with `use_pytorch_profiler`; remove it"),
+            ({"memory_snapshot_path": "a.pickle"}, "`memory_snapshot_path` has no effect"),
+            ({"profile_step_start": 0}, "`profile_step_start` must be at least 1"),
+            ({"profile_step_end": 2}, "`profile_step_end` 2 must be larger than `profile_step_start` 2"),
+            ({"profile_step_start": 11, "profile_step_end": 12}, "is after the last iteration, 10"),
+        )
+    ),
+    *(
+        Example({name: "x"}, f"`{name}` has no effect without `mlflow_tracking_uri`")
+        for name in ("mlflow_experiment", "mlflow_run_name", "mlflow_run_file")
+    ),
+    Example({"mlflow_tracking_uri": "http://me:secret@host"}, "contains a user or a password, but arguments"),
+    Example({"mlflow_tracking_uri": "https:///path"}, "is no address of a server"),
     # Which checkpoints are kept.
     Example({"keep_last": 0}, "`keep_last` must be at least 1, not 0"),
     Example({"keep_last": 2, "keep_every": -5}, "`keep_every` must be at least 1, not -5"),

@@ -25,7 +25,7 @@ from flagscale.files import write_atomic
 _EVERY, _AFTER_FAILURE, _AT_END = 2.0, 30.0, 15.0
 """Seconds between two batches, after one that failed, and for the rest at the end of the training."""
 _MOST_WAITING, _RECORDS = 10_000, 100
-"""Records that wait at most (then the oldest are lost), and those that are sent together."""
+"""Records that wait at most (others are lost, and counted), and those that are sent together."""
 _METRICS, _PARAMETERS = 1000, 100
 """What the server accepts in one request."""
 _MOST_CHARACTERS = 500
@@ -106,6 +106,7 @@ class Tracking:
                 for first in range(0, len(rows), _METRICS):
                     self._client.log_batch(self._run_id, metrics=rows[first : first + _METRICS])
             except Exception:
+                self._lost += max(0, len(batch) + len(self._waiting) - _MOST_WAITING)
                 self._waiting.extendleft(reversed(batch))
                 raise
 
