@@ -12,9 +12,10 @@ writes beside `tensorboard_dir` without the iterations in the name. Here each ra
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,20 +52,32 @@ class Tracer:
         self._chakra = args.pytorch_profiler_collect_chakra
         self._memory = getattr(args, MEMORY)
         self._profiler: torch.profiler.profile | None = None
+        self._recording = contextlib.ExitStack()
         self._write_memory: Callable[[Path], None] | None = None
         self._is_done = False
 
     def before(self, iteration: int) -> None:
         """Begin if `iteration`, which comes next, is to be recorded; end if those to be recorded are over."""
-        if iteration > self.last:
-            self._end()
-        elif iteration >= self.first and not (self._is_done or self._profiler):
-            self._begin(iteration)
+        with self._failing_quietly():
+            if iteration > self.last:
+                self._end()
+            elif iteration >= self.first and not (self._is_done or self._profiler):
+                self._begin(iteration)
 
     def after(self, iteration: int) -> None:
         """End if `iteration`, which is over, was the last one to be recorded."""
-        if iteration >= self.last:
-            self._end()
+        with self._failing_quietly():
+            if iteration >= self.last:
+                self._end()
+
+    @contextlib.contextmanager
+    def _failing_quietly(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._is_done = True
+            what = f"the trace cannot be written to {self._folder}: {error.strerror or error}"
+            print(f"flagscale: {what}; the training continues", flush=True)
 
     def _begin(self, iteration: int) -> None:
         import torch
@@ -77,24 +90,20 @@ class Tracer:
         if self._chakra:
             file = str(self._path("chakra.json.gz"))
             observer = torch.profiler.ExecutionTraceObserver().register_callback(file)
-        self._profiler = torch.profiler.profile(
+        profiler = torch.profiler.profile(
             record_shapes=self._shapes,
             with_stack=self._stacks,
             profile_memory=self._memory and record is None,
             execution_trace_observer=observer,
         )
-        self._profiler.start()
+        self._profiler = self._recording.enter_context(profiler)
 
     def _end(self) -> None:
         if self._profiler is None:
             return
         profiler, self._profiler, self._is_done = self._profiler, None, True
-        profiler.stop()
-        try:
-            self._write(profiler)
-        except OSError as error:
-            what = f"the trace cannot be written to {self._folder}: {error.strerror or error}"
-            print(f"flagscale: {what}; the training continues", flush=True)
+        self._recording.close()
+        self._write(profiler)
 
     def _write(self, profiler: torch.profiler.profile) -> None:
         trace = self._path("json.gz")
