@@ -24,7 +24,7 @@ def recorder() -> Recorder | None:
     if not is_last_rank():
         return None
     args = get_args()
-    return Recorder(args.metrics_file, tracking_of(args, changed_arguments(args)))
+    return Recorder(args.metrics_file, tracking_of(args, changed_arguments))
 
 
 def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:

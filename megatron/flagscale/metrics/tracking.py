@@ -13,7 +13,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +118,11 @@ class Tracking:
             print(f"flagscale: MLflow at {self._target.uri}: {why}; {rest} (reported once)", flush=True)
 
 
-def tracking_of(args: Any, parameters: Mapping[str, Any]) -> Tracking | None:
-    """Return the tracking that the arguments ask for, which ends with the process; None if they do not."""
+def tracking_of(args: Any, parameters_of: Callable[[Any], Mapping[str, Any]]) -> Tracking | None:
+    """Return the tracking that the arguments ask for, which ends with the process; None if they do not.
+
+    `parameters_of` returns, from the arguments, the parameters of the run in MLflow.
+    """
     values = vars(args)
     if not values.get(URI):
         return None
@@ -127,7 +130,7 @@ def tracking_of(args: Any, parameters: Mapping[str, Any]) -> Tracking | None:
     target = Target(
         values[URI], values.get(EXPERIMENT) or "flagscale", values.get(RUN_NAME), Path(file) if file else None
     )
-    tracking = Tracking(target, parameters)
+    tracking = Tracking(target, parameters_of(args))
     atexit.register(tracking.finish)
     return tracking
 
