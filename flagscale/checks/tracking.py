@@ -31,3 +31,7 @@ def tracking_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield URI, f"`{URI}` contains a user or a password, but arguments are visible to others: {instead}"
     elif parts.scheme in ("http", "https") and not host:
         yield URI, f"`{URI}` is no address of a server; such as http://host:5000"
+    elif parts.scheme in ("", "file") and not uri.startswith("databricks"):
+        # mlflow 3.17, store/tracking/file_store.py: only with MLFLOW_ALLOW_FILE_STORE.
+        instead = "start a server (`mlflow server`) and give its address, such as http://host:5000"
+        yield URI, f"`{URI}` is a folder, to which MLflow no longer writes: {instead}"

@@ -110,10 +110,8 @@ class Tracer:
         temporary = trace.with_name(f".writing.{trace.name}")
         profiler.export_chrome_trace(str(temporary))
         os.replace(temporary, trace)
-        place = "cpu" if chip().is_host_processor else "device"
-        table = profiler.key_averages(group_by_input_shape=self._shapes).table(
-            sort_by=f"self_{place}_time_total", row_limit=_ROWS
-        )
+        order = "self_cpu_time_total" if chip().is_host_processor else "self_device_time_total"
+        table = profiler.key_averages(group_by_input_shape=self._shapes).table(sort_by=order, row_limit=_ROWS)
         title = f"rank {self._rank}, iterations {self.first} to {self.last}"
         write_atomic(self._path("txt"), f"{title}: the {_ROWS} most expensive operations\n{table}\n")
         if self._write_memory:

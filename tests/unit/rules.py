@@ -436,6 +436,7 @@ SHARED = [
     ),
     Example({"mlflow_tracking_uri": "http://me:secret@host"}, "contains a user or a password, but arguments"),
     Example({"mlflow_tracking_uri": "https:///path"}, "is no address of a server"),
+    Example({"mlflow_tracking_uri": "file:///runs"}, "is a folder, to which MLflow no longer writes"),
     # Which checkpoints are kept.
     Example({"keep_last": 0}, "`keep_last` must be at least 1, not 0"),
     Example({"keep_last": 2, "keep_every": -5}, "`keep_every` must be at least 1, not -5"),
