@@ -30,7 +30,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Cur
         return Run(name, 1, (*MODEL, *where, *keeping, "--train-iters", str(until), *more))
 
     runs = [run(kind, f"saved {kind}", 7, *more) for kind, more in KINDS.items()]
-    return folder, run_all([*runs, run("set back", "saved sync", 5, "--ckpt-step", "4")], folder)
+    return folder, run_all(
+        [*runs, run("set back", "saved sync", 5, "--ckpt-step", "4", "--override-opt-param-scheduler")],
+        folder,
+    )
 
 
 @pytest.mark.parametrize(
