@@ -29,7 +29,8 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Cu
 
     chakra = "--pytorch-profiler-collect-chakra"
     shapes = "--pytorch-profiler-collect-shapes"
-    return folder, run_all([run("begun", 2, 4, 4, chakra, shapes), run("resumed", 5, 100, 6)], folder)
+    resumed = run("resumed", 5, 100, 6, "--override-opt-param-scheduler")
+    return folder, run_all([run("begun", 2, 4, 4, chakra, shapes), resumed], folder)
 
 
 def events(path: Path) -> list[dict[str, Any]]:
