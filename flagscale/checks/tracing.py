@@ -63,7 +63,7 @@ def traced_rank_violations(values: Mapping[str, Any], world_size: int) -> Iterat
 
 def last_iteration(values: Mapping[str, Any]) -> int:
     """Return the last iteration that is recorded: the one before `profile_step_end`, or that of the run."""
-    return min(values[END] - 1, values.get("train_iters") or values[END])
+    return int(min(values[END] - 1, values.get("train_iters") or values[END]))
 
 
 def _is_changed(values: Mapping[str, Any], name: str) -> bool:
