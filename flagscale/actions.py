@@ -142,6 +142,22 @@ def stop(request: Request) -> int:
     return code if plan is None else max(code, stop_job(plan))
 
 
+def checkpoints(request: Request) -> int:
+    """Print the checkpoints of a training: which are complete, which are kept, and which a run would load."""
+    from flagscale.status.checkpoints import checkpoints_json, checkpoints_text, lists_of
+
+    lists = lists_of(request)
+    for directory, listed in lists.items():
+        if listed is None:
+            _complain(f"no checkpoints: {directory} does not exist on this host")
+    found = {directory: listed for directory, listed in lists.items() if listed is not None}
+    if load_command_keys(request.config).as_json:
+        print(json.dumps({"directories": [checkpoints_json(*one) for one in found.items()]}))
+    elif found:
+        print("\n".join(checkpoints_text(*one) for one in found.items()))
+    return 0 if found else 3
+
+
 def _tuner(request: Request) -> TunerDir:
     return TunerDir.of(load_run_location(request.config, request.source_map).exp_dir)
 

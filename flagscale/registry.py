@@ -26,6 +26,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "query": "flagscale.actions:query",
         "logs": "flagscale.actions:logs",
         "stop": "flagscale.actions:stop",
+        "checkpoints": "flagscale.actions:checkpoints",
         "auto_tune": "flagscale.tuning.action:auto_tune",
     },
     "engines": {

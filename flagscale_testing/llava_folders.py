@@ -15,12 +15,12 @@ from typing import Any
 import torch
 import yaml
 
+from flagscale.run.manifest import RELEASE
 from flagscale_testing.conversion import tensors_of
 from flagscale_testing.llava_models import LlavaModel, small_vision
 from flagscale_testing.pictures import IMAGE, VIDEO, write_tokenizer
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import PP2, TP2
-from megatron.flagscale.checkpoint.manifest import RELEASE
 from megatron.flagscale.convert.convert import TASK, convert
 from megatron.flagscale.convert.families.llava import usual_name
 from megatron.flagscale.convert.logits import verify_logits

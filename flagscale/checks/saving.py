@@ -1,4 +1,4 @@
-"""Rules for saving checkpoints: how often, and in a format from which the run can resume."""
+"""Rules for saving checkpoints: how often, in which format, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -44,3 +44,27 @@ def resuming_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield "async_save", f"`async_save` {needs}"
     if values.get("non_persistent_ckpt_type") == "global":
         yield "non_persistent_ckpt_type", f"`non_persistent_ckpt_type: global` {needs}"
+
+
+def retention_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield the arguments (by dest) about old checkpoints that are wrong or would have no effect."""
+    last, every, interval = (values.get(name) for name in ("keep_last", "keep_every", "save_interval"))
+    for name, number in (("keep_last", last), ("keep_every", every)):
+        if number is not None and number < 1:
+            yield name, f"`{name}` must be at least 1, not {number}; remove the key to keep all checkpoints"
+    if every is not None and last is None:
+        yield "keep_every", "`keep_every` needs `keep_last`: the number of newest checkpoints to keep"
+    if every and interval and every > 0 and every % interval:
+        yield "keep_every", f"keep_every {every} must be a multiple of save_interval {interval}"
+    if last is None:
+        return
+    if not values.get("save"):
+        yield "keep_last", "`keep_last` has no effect without `save`; remove one"
+    elif values["save"] == values.get("pretrained_checkpoint"):
+        what = "`save` and `pretrained_checkpoint` are the same folder, from which `keep_last` would remove"
+        yield "keep_last", f"{what} the weights that the training starts from: save to another folder"
+    if values.get("save_retain_interval"):
+        yield "save_retain_interval", "give `keep_last` and `keep_every`, or `save_retain_interval`, not both"
+    if (kind := values.get("ckpt_format")) not in ("torch_dist", "torch"):
+        what = "it does not show which checkpoints are complete; use torch_dist, or remove `keep_last`"
+        yield "ckpt_format", f"`keep_last` cannot be combined with `ckpt_format: {kind}`: {what}"

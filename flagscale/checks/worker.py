@@ -14,14 +14,16 @@ from flagscale.checks.context import context_violations
 from flagscale.checks.data import data_violations
 from flagscale.checks.latent import latent_violations
 from flagscale.checks.layers import cpu_violations, local_violations, torch_violations
-from flagscale.checks.loss_masks import SEPARATE
 from flagscale.checks.lora import lora_violations
+from flagscale.checks.loss_masks import SEPARATE
 from flagscale.checks.megatron import program_violations, silent_violations
 from flagscale.checks.pictures import has_pictures, picture_violations
-from flagscale.checks.saving import resuming_violations
+from flagscale.checks.saving import resuming_violations, retention_violations
 from flagscale.checks.sft import is_instruction_tuning, sft_violations
 from flagscale.checks.stablelm2 import stablelm2_violations
 from flagscale.checks.steering import steering_violations
+from flagscale.checks.tracing import tracing_violations
+from flagscale.checks.tracking import tracking_violations
 from flagscale.checks.validation import validation_violations
 from flagscale.errors import Violation
 
@@ -103,6 +105,9 @@ def argument_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
     yield from resuming_violations(values)
     yield from lora_violations(values)
     yield from steering_violations(values)
+    yield from retention_violations(values)
+    yield from tracing_violations(values, machine.has_chip)
+    yield from tracking_violations(values)
     yield from _machine_violations(values, machine)
 
 

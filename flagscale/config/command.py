@@ -15,7 +15,7 @@ from flagscale.errors import Problem, UserError, first_line, nearest
 
 DEFAULT_RUNNER = "ssh"
 COMMAND_KEYS: Mapping[str, Sequence[str]] = {
-    "output": ("query", "estimate"),
+    "output": ("query", "estimate", "checkpoints"),
     "follow": ("query", "logs"),
     "chip": ("estimate", "dryrun", "check", "auto_tune"),
     "picture": ("estimate",),

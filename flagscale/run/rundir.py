@@ -41,6 +41,16 @@ class RunDir:
         return self.path / "tensorboard"
 
     @property
+    def traces(self) -> Path:
+        """What torch's profiler has recorded of a training."""
+        return self.path / "traces"
+
+    @property
+    def mlflow_run(self) -> Path:
+        """The id of the run in MLflow, with which a start that resumes continues it."""
+        return self.path / "mlflow_run.json"
+
+    @property
     def results(self) -> Path:
         """The output of batch inference, unless the configuration names another file."""
         return self.path / "results.jsonl"

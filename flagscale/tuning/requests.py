@@ -31,11 +31,15 @@ _LEFT_OUT = (
     *("lr_wsd_decay_samples", "lr_wsd_decay_iters"),
     *("pretrained_checkpoint", "finetune", "finetune_with_optim", "ckpt_step", "async_save"),
     *("save_retain_interval", "non_persistent_save_interval", "non_persistent_ckpt_type"),
+    *("keep_last", "keep_every", "profile", "use_pytorch_profiler", "profile_ranks", "profile_step_start"),
+    *("profile_step_end", "record_memory_history", "pytorch_profiler_collect_shapes", "record_shapes"),
+    *("pytorch_profiler_collect_callstack", "pytorch_profiler_collect_chakra", "memory_snapshot_path"),
     *("non_persistent_global_ckpt_dir", "non_persistent_local_ckpt_dir", "exit_interval"),
     *("exit_duration_in_mins", "wandb_project", "wandb_exp_name", "wandb_save_dir"),
     *("skip_samples_range", "skip_iters_range", "on_bad_loss", "bad_loss_factor", "bad_loss_window"),
-    *("max_rollbacks", "full_validation", "multiple_validation_sets", "validation_set_names"),
-    "validation_set_intervals",
+    *("max_rollbacks", "mlflow_run_file", "trace_dir"),
+    *("mlflow_tracking_uri", "mlflow_experiment", "mlflow_run_name"),
+    *("full_validation", "multiple_validation_sets", "validation_set_names", "validation_set_intervals"),
 )
 """Arguments that no trial has, because they are those of a whole training: length, schedules, checkpoints."""
 

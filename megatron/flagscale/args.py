@@ -13,13 +13,16 @@ from typing import Any, NoReturn
 from flagscale.checks.resume import WITH_OPTIM
 from flagscale.checks.stablelm2 import STYLE
 from flagscale.errors import UserError
+from megatron.flagscale.checkpoint.retention import add_retention_args
 from megatron.flagscale.chips import HOST_BACKEND, chip
 from megatron.flagscale.group_routing import add_routing_args
 from megatron.flagscale.lora.arguments import add_lora_args
+from megatron.flagscale.metrics.tracking import add_tracking_args
 from megatron.flagscale.patching import Patch
 from megatron.flagscale.schedule import add_schedule_args
 from megatron.flagscale.sft.arguments import add_mask_args
 from megatron.flagscale.steering.arguments import add_steering_args
+from megatron.flagscale.tracing import add_tracing_args
 
 AddArguments = Callable[[argparse.ArgumentParser], object]
 """Adds a training program's own arguments to a parser; the return value is ignored."""
@@ -86,6 +89,9 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     add_schedule_args(group)
     add_lora_args(group)
     add_steering_args(group)
+    add_retention_args(group)
+    add_tracing_args(group)
+    add_tracking_args(group)
     for dest, (choice, _) in _our_choices().items():
         option = next(action for action in parser._actions if action.dest == dest)
         option.choices = list(dict.fromkeys([*(option.choices or ()), choice]))
@@ -158,12 +164,17 @@ def _without_our_choices(argv: Sequence[str]) -> list[str]:
     return shown
 
 
+def changed_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments (by dest) that differ from the engine's defaults."""
+    defaults = vars(engine_parser().parse_args([]))
+    return {name: value for name, value in vars(args).items() if _differs(value, defaults.get(name))}
+
+
 def _print_changed(original: Callable[..., None]) -> Callable[..., None]:
     def print_args(title: str, args: argparse.Namespace) -> None:
         if args.rank != 0:
             return
-        defaults = vars(engine_parser().parse_args([]))
-        changed = {name: value for name, value in vars(args).items() if _differs(value, defaults.get(name))}
+        changed = changed_arguments(args)
         print(f"{title} that differ from the engine's defaults:")
         for name in sorted(changed):
             print(f"  {name} = {changed[name]}")

@@ -15,6 +15,7 @@ from typing import Any
 from flagscale.checks.blend import named_files
 from flagscale.checks.facts import facts
 from flagscale.checks.hetero.keys import KEYS
+from flagscale.checks.tracking import URI
 from flagscale.checks.vocabulary import id_violation, range_of
 from flagscale.checks.worker import Capabilities, worker_violations
 from flagscale.errors import Problem, Violation
@@ -70,10 +71,15 @@ def data_problems(values: Mapping[str, Any], tokenizer: Any) -> list[Problem]:
     return problems
 
 
+_PACKAGES = {"wandb_project": ("wandb", "wandb"), URI: ("mlflow", "mlflow")}
+"""Arguments that need a package, with its module and the extra of FlagScale that installs it."""
+
+
 def _not_installed(args: argparse.Namespace) -> Iterator[Problem]:
-    """Yield a problem if a package is missing; a run's folder `wandb`, importable too, does not count."""
-    spec = importlib.util.find_spec("wandb") if args.wandb_project else None
-    if args.wandb_project and (spec is None or spec.origin is None):
-        what = f"the package `wandb` is not installed in {sys.prefix}"
-        fix = "run `pip install 'flagscale[wandb]'` there, or remove wandb_project"
-        yield Problem(what, "--wandb-project", fix)
+    """Yield a problem per missing package; a run's folder of its name, importable too, does not count."""
+    for name, (module, extra) in _PACKAGES.items():
+        spec = importlib.util.find_spec(module) if getattr(args, name) else None
+        if getattr(args, name) and (spec is None or spec.origin is None):
+            what = f"the package `{module}` is not installed in {sys.prefix}"
+            fix = f"run `pip install 'flagscale[{extra}]'` there, or remove {name}"
+            yield Problem(what, f"--{name.replace('_', '-')}", fix)

@@ -8,6 +8,7 @@ from megatron.flagscale.checkpoint.not_saved import PATCHES as not_saved_patches
 from megatron.flagscale.checkpoint.optimizer_state import PATCHES as optimizer_patches
 from megatron.flagscale.checkpoint.parameter_groups import PATCHES as group_patches
 from megatron.flagscale.checkpoint.resume import PATCHES as resume_patches
+from megatron.flagscale.checkpoint.retention import PATCHES as retention_patches
 from megatron.flagscale.checkpoint.save import PATCHES as saving_patches
 from megatron.flagscale.chips import Chip, chip
 from megatron.flagscale.chips.cpu import CPU
@@ -24,6 +25,7 @@ from megatron.flagscale.startup import PATCHES as startup_patches
 from megatron.flagscale.steering.passes import PATCHES as pass_patches
 from megatron.flagscale.steering.patches import PATCHES as steering_patches
 from megatron.flagscale.supervision import PATCHES as supervision_patches
+from megatron.flagscale.tracing import PATCHES as tracing_patches
 from megatron.flagscale.validation import PATCHES as validation_patches
 
 _ALWAYS = (
@@ -53,12 +55,14 @@ _ALWAYS = (
     *pass_patches,
     *resume_patches,
     *saving_patches,
+    *retention_patches,
     *supervision_patches,
     *optimizer_patches,
     *group_patches,
     *not_saved_patches,
     *startup_patches,
     *rotary_patches,
+    *tracing_patches,
 )
 
 

@@ -143,6 +143,7 @@ def _prepared(
     from megatron.flagscale.hetero import join, parse_own
     from megatron.flagscale.layers.prediction_heads import embedding_ranks
     from megatron.flagscale.recompute import schedule_recompute
+    from megatron.flagscale.tracing import prepare_tracing
     from megatron.flagscale.validation import prepare_validation
 
     args = parse_own(part, add_arguments) if part else parse(add_arguments)
@@ -150,6 +151,7 @@ def _prepared(
     adapt(config, args)
     schedule_recompute(config, args)
     prepare_validation(args)
+    prepare_tracing(args)
     if part:
         seams = join(part, args, config)
     else:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from flagscale.errors import UserError
 from flagscale.run.checkpoints import TRACKER
+from flagscale.run.manifest import MANIFEST
 from flagscale_testing.disk import small_file_system
-from megatron.flagscale.checkpoint.manifest import MANIFEST
 from megatron.flagscale.convert.convert import convert
 from megatron.flagscale.convert.upcycle import Upcycling
 

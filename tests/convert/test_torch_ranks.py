@@ -18,10 +18,10 @@ import torch
 
 from flagscale.errors import UserError
 from flagscale.run.checkpoints import TRACKER
+from flagscale.run.manifest import MANIFEST, RANK_FILE
 from flagscale_testing.conversion import CASES, EP2, LENGTH, same, task_argv, tensors_of
 from flagscale_testing.ranks.forked import Run, run_all
 from flagscale_testing.ranks.layouts import MODELS, PP2, TP2
-from megatron.flagscale.checkpoint.manifest import MANIFEST, RANK_FILE
 from megatron.flagscale.convert.convert import convert
 
 pytestmark = pytest.mark.timeout(900)  # one run of all ranks serves every test

@@ -328,6 +328,8 @@ _OLD = {"ckpt_format": "torch"}
 _BACK = {"on_bad_loss": "rollback", "save": "kept", "load": "kept"}
 _BPE = {"tokenizer_type": "GPT2BPETokenizer"}
 _ONE = str(Path(__file__).parent / "data" / "one_token.json")
+_TRACED = {"profile": True, "use_pytorch_profiler": True, "profile_step_start": 2, "profile_step_end": 4}
+_PRETRAINED = str(Path(__file__).parent / "data" / "pretrained")
 _OF_ONE = {"vocab_file": _ONE, "merge_file": _ONE}
 _HF = {"tokenizer_type": "HuggingFaceTokenizer"}
 
@@ -404,6 +406,52 @@ SHARED = [
     Example({"lora_alpha": 8.0}, "`lora_alpha` has no effect without `lora_rank`"),
     Example({**_TORCH, "lora_rank": 4}, "`lora_rank` needs `pretrained_checkpoint`"),
     Example({"apply_residual_connection_post_layernorm": True}, "has no effect, because no layer"),
+    # Traces, and MLflow.
+    *(
+        Example({name: value}, f"`{name}` has no effect without `profile: true`")
+        for name, value in {
+            "use_pytorch_profiler": True,
+            "profile_ranks": [0],
+            "profile_step_start": 3,
+            "profile_step_end": 20,
+            "record_memory_history": True,
+            "pytorch_profiler_collect_shapes": True,
+        }.items()
+    ),
+    Example(
+        {"profile": True, "record_memory_history": True}, "has no effect without `use_pytorch_profiler: true`"
+    ),
+    Example({"profile": True}, "`profile` needs `use_pytorch_profiler: true` here", "cpu"),
+    *(
+        Example(_TRACED | change, says)
+        for change, says in (
+            ({"record_shapes": True}, "use `pytorch_profiler_collect_shapes`"),
+            ({"nvtx_ranges": True}, "is for `nsys` and has no effect with `use_pytorch_profiler`; remove it"),
+            ({"memory_snapshot_path": "a.pickle"}, "`memory_snapshot_path` has no effect"),
+            ({"profile_step_start": 0}, "`profile_step_start` must be at least 1"),
+            ({"profile_step_end": 2}, "`profile_step_end` 2 must be larger than `profile_step_start` 2"),
+            ({"profile_step_start": 11, "profile_step_end": 12}, "is after the last iteration, 10"),
+        )
+    ),
+    *(
+        Example({name: "x"}, f"`{name}` has no effect without `mlflow_tracking_uri`")
+        for name in ("mlflow_experiment", "mlflow_run_name", "mlflow_run_file")
+    ),
+    Example({"mlflow_tracking_uri": "http://me:secret@host"}, "contains a user or a password, but arguments"),
+    Example({"mlflow_tracking_uri": "https:///path"}, "is no address of a server"),
+    Example({"mlflow_tracking_uri": "file:///runs"}, "is a folder, to which MLflow no longer writes"),
+    # Which checkpoints are kept.
+    Example({"keep_last": 0}, "`keep_last` must be at least 1, not 0"),
+    Example({"keep_last": 2, "keep_every": -5}, "`keep_every` must be at least 1, not -5"),
+    Example({"keep_every": 5}, "`keep_every` needs `keep_last`"),
+    Example({"keep_last": 2, "keep_every": 7}, "keep_every 7 must be a multiple of save_interval 5"),
+    Example({"keep_last": 2, "save": None}, "`keep_last` has no effect without `save`"),
+    Example({"keep_last": 2, "save": _PRETRAINED, "pretrained_checkpoint": _PRETRAINED}, "the same folder"),
+    Example({"keep_last": 2, "save_retain_interval": 10}, "or `save_retain_interval`, not both"),
+    Example(
+        {"keep_last": 2, "ckpt_format": "torch_dcp", "use_torch_fsdp2": True},
+        "`keep_last` cannot be combined with `ckpt_format: torch_dcp`",
+    ),
     Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
     # Multi-latent attention.
     *(

@@ -21,8 +21,8 @@ from flagscale.checks import (
     experts,
     latent,
     layers,
-    loss_masks,
     lora,
+    loss_masks,
     megatron,
     picture_data,
     pictures,
@@ -33,6 +33,8 @@ from flagscale.checks import (
     sft,
     stablelm2,
     steering,
+    tracing,
+    tracking,
     validation,
     vocabulary,
     worker,
@@ -93,6 +95,8 @@ MODULES = (
     sft,
     stablelm2,
     steering,
+    tracing,
+    tracking,
     validation,
     vocabulary,
     worker,
@@ -189,6 +193,7 @@ def test_every_rule_has_an_example(
                 {"models": [], "pictures": {"mode": "understand", "images": ("nowhere.png",)}}
             )
         )
+        list(tracing.traced_rank_violations({"profile_ranks": [4]}, 4))
         for keys, *_ in test_blend.WRONG:
             test_blend.found(keys, tmp_path, write_data)
         test_vocabulary.test_recorded_ids_beyond_the_vocabulary(tmp_path / "1", write_data)

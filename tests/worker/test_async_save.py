@@ -12,6 +12,7 @@ import pytest
 
 from flagscale.node.processes import alive
 from flagscale.run.checkpoints import TRACKER
+from flagscale.run.manifest import MANIFEST, fault_of
 from flagscale_testing.ranks.training import (
     MOCK_DATA,
     MODEL,
@@ -23,7 +24,6 @@ from flagscale_testing.ranks.training import (
     train,
     wait_for,
 )
-from megatron.flagscale.checkpoint.manifest import MANIFEST, fault_of
 
 GATED = """
 import os, time

@@ -12,9 +12,9 @@ import pytest
 from flagscale.checks.facts import write_facts
 from flagscale.checks.scans import remember_range, stamp
 from flagscale.run.checkpoints import ARGUMENTS, read_arguments
+from flagscale.run.manifest import MANIFEST, write_manifest
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.training import MOCK_DATA, MODEL, read_metrics, saving
-from megatron.flagscale.checkpoint.manifest import MANIFEST, write_manifest
 from megatron.flagscale.checks import data_problems
 from megatron.flagscale.id_range import id_range
 

@@ -16,9 +16,9 @@ import torch
 
 from flagscale.errors import UserError
 from flagscale.run.checkpoints import TRACKER
+from flagscale.run.manifest import MANIFEST, RANK_FILE, candidates, fault_of
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import MODELS, PP2, TP2
-from megatron.flagscale.checkpoint.manifest import MANIFEST, RANK_FILE, candidates, fault_of
 from megatron.flagscale.checkpoint.resume import choose
 from megatron.flagscale.checkpoint.torch_format import check_names, first_file
 

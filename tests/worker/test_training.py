@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from flagscale.run.checkpoints import TRACKER
+from flagscale.run.manifest import MANIFEST, fault_of
 from flagscale_testing.ranks.forked import Run, run_all
 from flagscale_testing.ranks.training import MODEL, TP2_PP2, TRAIN_ITERS, Base, saving, train
-from megatron.flagscale.checkpoint.manifest import MANIFEST, fault_of
 
 SAME = pytest.approx
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from flagscale.checks.degrees import degrees
 from flagscale.checks.megatron import remarks
 from flagscale.checks.pictures import ENERGON, has_pictures
 from flagscale.checks.sft import is_instruction_tuning
+from flagscale.checks.tracking import EXPERIMENT, RUN_FILE, RUN_NAME, URI
 from flagscale.checks.worker import DATASETS, FORWARD_STEP, MODEL_CONFIG, with_defaults
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.engine_args import EngineArguments, FlatKey, Unknown, flatten, render
@@ -20,7 +21,7 @@ from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.config.v060.translate import place_taken, translate_task
 from flagscale.engines.base import Engine
-from flagscale.engines.megatron import hetero, resume
+from flagscale.engines.megatron import hetero, mlflow, resume
 from flagscale.engines.megatron.hetero import Hetero
 from flagscale.engines.megatron.program import TrainingProgram, read_program
 from flagscale.engines.megatron.rules import broken_rules, machine_of, with_ranks
@@ -35,6 +36,18 @@ TRAIN = "megatron.flagscale.train_gpt"
 SAVE_GRACE = 120.0
 """Seconds that the ranks have after SIGTERM if they save a checkpoint first (exit_signal_handler)."""
 STOP_GRACE = 10.0
+
+
+def given_arguments(experiment: Experiment, names: Collection[str], source_map: SourceMap) -> dict[str, Any]:
+    """Return these arguments (by dest) of a training, whatever mistakes its other keys have.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    read = _read(experiment.task, experiment.arguments, _defaults(experiment), source_map)
+    if not read.arguments.is_complete or {*names} & read.arguments.unknown.keys():
+        raise UserError(read.problems)
+    return {name: read.arguments.values.get(name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,8 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     world_size = sum(host.slots for host in hosts)
     has_own_data = DATASETS in read.program.own_parts
     uses_wandb = bool(arguments.values["wandb_project"])
+    uses_mlflow = bool(arguments.values[URI])
+    mlflow_login = mlflow.login_of(experiment.envs) if uses_mlflow else {}
     login = login_of(read.secrets, experiment.envs) if uses_wandb else Login()
     remarked = [*_remarks(read, world_size), *([("wandb_project", login.notice)] if login.notice else ())]
     remarked += resume.restart_notices(arguments.values, experiment.runner.max_restarts)
@@ -90,8 +105,12 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         layout=str(meshes.layout or degrees(arguments.values, world_size)),
         picture=hetero.picture(meshes.layout, arguments.values),
         inputs=inputs_of(with_ranks(arguments.values, hosts), has_own_data=has_own_data),
-        packages=(*[PACKAGE] * uses_wandb, *[ENERGON] * has_pictures(arguments.values)),
-        secrets={**read.secrets, **login.secrets},
+        packages=(
+            *[PACKAGE] * uses_wandb,
+            *[mlflow.PACKAGE] * uses_mlflow,
+            *[ENERGON] * has_pictures(arguments.values),
+        ),
+        secrets={**read.secrets, **login.secrets, **mlflow_login},
         arguments=with_defaults(arguments.values, {*arguments.paths}, machine_of(hosts)),
         has_own_model=bool({MODEL_CONFIG, FORWARD_STEP} & read.program.own_parts)
         and not is_instruction_tuning(arguments.values),
@@ -216,7 +235,15 @@ def _takes_mapping(catalog: Catalog, name: str) -> bool:
 def _defaults(experiment: Experiment) -> dict[str, Any]:
     """Return the run directory's folders and the run's name, for keys that the task level does not have."""
     run_dir = RunDir(experiment.exp_dir)
-    return {**_folders(run_dir), "wandb_save_dir": run_dir.path, "wandb_exp_name": experiment.name}
+    return {
+        **_folders(run_dir),
+        "wandb_save_dir": run_dir.path,
+        "wandb_exp_name": experiment.name,
+        "trace_dir": run_dir.traces,
+        EXPERIMENT: experiment.name,
+        RUN_NAME: experiment.name,
+        RUN_FILE: run_dir.mlflow_run,
+    }
 
 
 def _folders(run_dir: RunDir) -> dict[str, Any]:
@@ -226,6 +253,15 @@ def _folders(run_dir: RunDir) -> dict[str, Any]:
         "tensorboard_dir": run_dir.tensorboard,
         "metrics_file": run_dir.metrics,
     }
+
+
+_ONLY_WITH = {
+    "wandb_save_dir": "wandb_project",
+    "wandb_exp_name": "wandb_project",
+    "trace_dir": "profile",
+    **dict.fromkeys((EXPERIMENT, RUN_NAME, RUN_FILE), URI),
+}
+"""Keys whose default is passed on only if another key is set."""
 
 
 def _missing(defaults: Mapping[str, Any], flat_keys: list[FlatKey]) -> list[FlatKey]:
@@ -238,7 +274,7 @@ def _missing(defaults: Mapping[str, Any], flat_keys: list[FlatKey]) -> list[Flat
     return [
         FlatKey(name, value if value is Unknown.VALUE else str(value), name)
         for name, value in values.items()
-        if name not in named and (not name.startswith("wandb_") or named.get("wandb_project"))
+        if name not in named and (name not in _ONLY_WITH or named.get(_ONLY_WITH[name]))
     ]
 
 

@@ -11,6 +11,7 @@ from flagscale.checks.hetero.rules import UNSUPPORTED, shape_violations
 from flagscale.checks.loading import RANKS
 from flagscale.checks.megatron import rule_violations
 from flagscale.checks.pictures import has_pictures, size_violations
+from flagscale.checks.tracing import traced_rank_violations
 from flagscale.checks.worker import Capabilities, with_defaults, worker_violations
 from flagscale.config.certain import certain_violations
 from flagscale.config.engine_args import EngineArguments
@@ -78,6 +79,8 @@ def _violations(
         # No program supports these arguments with meshes: only the rules of meshes report them.
         if (layout is None and meshes.is_known) or violation[0] not in UNSUPPORTED:
             found[violation] = None
+    if hosts is not None:
+        found |= dict.fromkeys(traced_rank_violations(values, ranks))
     if hosts is not None:  # otherwise the run directory, too, is a placeholder
         found |= dict.fromkeys(resume.violations(*hetero.first_mesh(layout, values, ranks)))
     if has_pictures(values):

@@ -1,7 +1,8 @@
 """Choose the checkpoint that a run resumes from.
 
 The trainer loads the checkpoint that its tracker file names. Here rank 0 first chooses the newest complete
-one (see manifest.py), reports if newer ones are damaged, and removes what an interrupted save left.
+one (see `flagscale.run.manifest`), reports if newer ones are damaged, and removes what an interrupted save
+left.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from flagscale.checks.resume import STRICT
 from flagscale.errors import UserError
 from flagscale.files import write_atomic
 from flagscale.run.checkpoints import TRACKER, folder_of, tracked
-from megatron.flagscale.checkpoint.arguments import compare, remember_base
-from megatron.flagscale.checkpoint.base import base_folder, identity
-from megatron.flagscale.checkpoint.manifest import (
+from flagscale.run.manifest import (
     RELEASE,
     Candidate,
     candidates,
     fault_of,
     is_torch_format,
 )
+from megatron.flagscale.checkpoint.arguments import compare, remember_base
+from megatron.flagscale.checkpoint.base import base_folder, identity
 from megatron.flagscale.checkpoint.torch_format import (
     TORCH,
     TORCH_DIST,

@@ -1,7 +1,7 @@
 """Save checkpoints so that each one is either complete or absent.
 
-When all ranks have written their files, rank 0 writes a manifest (see manifest.py). Only then does the
-trainer's tracker file name the checkpoint; with `--async-save` this happens between two later iterations.
+When all ranks have written their files, rank 0 writes a manifest (`flagscale.run.manifest`). Only then does
+the trainer's tracker file name the checkpoint; with `--async-save` this happens between two later iterations.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 
 from flagscale.errors import UserError
 from flagscale.run.checkpoints import folder_of
+from flagscale.run.manifest import write_manifest
 from megatron.flagscale.checkpoint.additions import write_additions
 from megatron.flagscale.checkpoint.arguments import store
-from megatron.flagscale.checkpoint.manifest import write_manifest
+from megatron.flagscale.checkpoint.retention import remove_old
 from megatron.flagscale.checkpoint.torch_format import TORCH
 from megatron.flagscale.patching import Patch
 
@@ -46,6 +47,8 @@ def _start_clean(original: Callable[..., Any]) -> Callable[..., Any]:
             if args.ckpt_format == TORCH:  # not written by `dist_checkpointing.save`
                 write_additions(folder)
                 _write_manifest(folder)
+            if not args.async_save:
+                remove_old(args)
             return saved
 
     return save_checkpoint

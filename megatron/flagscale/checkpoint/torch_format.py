@@ -15,8 +15,8 @@ from typing import Any
 
 from flagscale.errors import UserError
 from flagscale.run.checkpoints import TRACKER, tracked
+from flagscale.run.manifest import RANK_FILE
 from megatron.flagscale.checkpoint import safe_unpickle
-from megatron.flagscale.checkpoint.manifest import RANK_FILE
 
 TORCH, TORCH_DIST = "torch", "torch_dist"
 """Values of `ckpt_format`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from flagscale.checks.resume import WITH_OPTIM, starts_over
 from flagscale.errors import UserError
-from megatron.flagscale.checkpoint.manifest import RELEASE
+from flagscale.run.manifest import RELEASE
 
 _STATE = ("params", "step")
 """What a parameter group holds besides settings; `step` counts the updates in some optimizers."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron.flagscale.patching import Patch
@@ -65,6 +66,9 @@ class Chip:
     """Return this rank's device, with its index if there are several."""
     memory_bytes: Callable[[], int]
     """Return the peak memory of this rank so far, in bytes."""
+    record_memory: Callable[[], Callable[[Path], None]] | None = None
+    """Begin to record each allocation; the function that it returns writes the record to a file and ends it.
+    If None, torch's profiler records memory."""
     env: Mapping[str, str] = field(default_factory=lambda: {"CUDA_DEVICE_MAX_CONNECTIONS": "1"})
     """Environment variables that are set if absent, except with sharded data parallelism (FSDP). The default
     is what Megatron requires on every chip for tensor and context parallelism, and refuses with FSDP."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 
 from megatron.flagscale.chips.chip import AttentionKernels, Chip
 
 _aten = torch.ops.aten
+_ALLOCATIONS = 1_000_000
+"""Allocations that a record of memory holds at most; then it loses the oldest."""
 
 
 def _takes(q: torch.Tensor) -> bool:
@@ -40,12 +45,23 @@ def _backward(
     return grads[0], grads[1], grads[2]
 
 
+def _record_memory() -> Callable[[Path], None]:
+    torch.cuda.memory._record_memory_history(max_entries=_ALLOCATIONS)
+
+    def write(path: Path) -> None:
+        torch.cuda.memory._dump_snapshot(str(path))
+        torch.cuda.memory._record_memory_history(enabled=None)
+
+    return write
+
+
 CUDA = Chip(
     name="nvidia",
     backend="nccl",
     set_device=lambda local_rank: torch.cuda.set_device(local_rank),
     device=lambda: torch.device("cuda", torch.cuda.current_device()),
     memory_bytes=lambda: int(torch.cuda.max_memory_allocated()),
+    record_memory=_record_memory,
     attention=AttentionKernels(_takes, _attend, _backward),
     sdpa_takes_other_widths=True,
     has_rms_norm=True,

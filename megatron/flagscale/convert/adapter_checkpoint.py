@@ -9,7 +9,7 @@ from typing import Any
 
 from flagscale.errors import Problem, UserError
 from flagscale.run.checkpoints import read_arguments as recorded_arguments
-from megatron.flagscale.checkpoint.manifest import is_torch_format
+from flagscale.run.manifest import is_torch_format
 from megatron.flagscale.convert.adapters import Adapter, Lora, Projection, settings_problems
 from megatron.flagscale.convert.checkpoints import find_checkpoint
 from megatron.flagscale.convert.megatron_model import model_of

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from flagscale.errors import UserError
 from flagscale.run.checkpoints import TRACKER, tracked
-from megatron.flagscale.checkpoint.manifest import (
+from flagscale.run.manifest import (
     MANIFEST,
     RELEASE,
     candidates,

@@ -15,8 +15,8 @@ import yaml
 
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
+from flagscale.run.manifest import RELEASE
 from flagscale.run.rundir import RunDir
-from megatron.flagscale.checkpoint.manifest import RELEASE
 from megatron.flagscale.convert.assembled import Assembled
 from megatron.flagscale.convert.checkpoints import is_checkpoint
 from megatron.flagscale.convert.families.registry import load as load_family

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from flagscale.run.checkpoints import TRACKER
-from megatron.flagscale.checkpoint.manifest import RELEASE, write_manifest
+from flagscale.run.manifest import RELEASE, write_manifest
 from megatron.flagscale.convert.torch_dist_reader import COMMON
 
 _FILE_BYTES = 4 * 2**30

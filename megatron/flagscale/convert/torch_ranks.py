@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from flagscale.errors import Problem, UserError
-from megatron.flagscale.checkpoint.manifest import RANK_FILE
+from flagscale.run.manifest import RANK_FILE
 from megatron.flagscale.checkpoint.torch_format import EXTRA_STATE, read_rank, saved_arguments
 from megatron.flagscale.convert.megatron_names import Place, place_of, views
 from megatron.flagscale.convert.model import Model

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flagscale.errors import UserError
 from flagscale.run.checkpoints import TRACKER, folder_of, tracked
-from megatron.flagscale.checkpoint.manifest import fault_of, is_torch_format, sampled_crc
+from flagscale.run.manifest import fault_of, is_torch_format, sampled_crc
 
 
 def base_folder(directory: Path) -> Path:

@@ -9,8 +9,10 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from megatron.flagscale.args import changed_arguments
 from megatron.flagscale.checkpoint.resume import CONSUMED_TOKENS
 from megatron.flagscale.metrics.recorder import Recorder
+from megatron.flagscale.metrics.tracking import tracking_of
 from megatron.flagscale.patching import Patch
 from megatron.flagscale.steering.patches import steering
 
@@ -20,7 +22,10 @@ def recorder() -> Recorder | None:
     """Return this process's recorder, or None on ranks that do not report."""
     from megatron.training import get_args, is_last_rank
 
-    return Recorder(get_args().metrics_file) if is_last_rank() else None
+    if not is_last_rank():
+        return None
+    args = get_args()
+    return Recorder(args.metrics_file, tracking_of(args, changed_arguments))
 
 
 def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:

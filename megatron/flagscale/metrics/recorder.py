@@ -16,6 +16,7 @@ from typing import Any
 from flagscale.files import write_atomic
 from flagscale.formats import duration, key_text, quantity
 from megatron.flagscale.chips import chip
+from megatron.flagscale.metrics.tracking import Tracking
 
 
 class MetricsFile:
@@ -98,8 +99,9 @@ def _key(name: str) -> str:
 class Recorder:
     """Turns the trainer's reports into lines of metrics.jsonl and progress lines."""
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | None, tracking: Tracking | None = None) -> None:
         self.file = MetricsFile(Path(path)) if path else None
+        self._tracking = tracking
         self.meter = Meter()
         self._started = False
         self._active_seconds = 0.0
@@ -129,8 +131,7 @@ class Recorder:
             "time": time.time(),
         }
         self.meter.reset()
-        if self.file:
-            self.file.append(record)
+        self._write(record)
         print(progress_line(record), flush=True)
 
     def evaluation(
@@ -139,17 +140,22 @@ class Recorder:
         """Report the losses on the validation or test data, or on the set with this name among several."""
         of_set = f"/{name}" if name else ""
         named = {f"{split}_{_key(kind).removeprefix('lm_')}{of_set}": loss for kind, loss in losses.items()}
-        if self.file:
-            self.file.append(
-                {
-                    "iteration": iteration,
-                    "consumed_samples": args.consumed_train_samples,
-                    **named,
-                    "time": time.time(),
-                }
-            )
+        self._write(
+            {
+                "iteration": iteration,
+                "consumed_samples": args.consumed_train_samples,
+                **named,
+                "time": time.time(),
+            }
+        )
         reported = " | ".join(f"{key_text(key)} {value:.4f}" for key, value in named.items())
         print(f"iteration {iteration}/{args.train_iters} | {reported}", flush=True)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self.file:
+            self.file.append(record)
+        if self._tracking:
+            self._tracking.add(record)
 
 
 def progress_line(record: Mapping[str, Any]) -> str:

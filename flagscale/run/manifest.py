@@ -20,7 +20,8 @@ RELEASE = "release"
 """Folder name and tracker file content of a checkpoint that does not belong to an iteration."""
 RANK_FILE = "model_optim_rng.pt"
 """In a checkpoint in Megatron's `torch` format, the file of each rank, in folders named `mp_rank_*`."""
-_FOLDER = re.compile(r"iter_(\d{7,})")
+FOLDER = re.compile(r"iter_(\d{7,})")
+"""The name of the folder of an iteration's checkpoint."""
 _BLOCK = 64 * 1024
 _BLOCKS = 16  # per file at most: one megabyte is read, however large the file is
 
@@ -100,7 +101,7 @@ def _was_finished(folder: Path) -> bool:
     That is the index, or in the `torch` format the tracker, which then names this iteration or a later one.
     """
     if is_torch_format(folder):
-        named, match = tracked(folder.parent), _FOLDER.fullmatch(folder.name)
+        named, match = tracked(folder.parent), FOLDER.fullmatch(folder.name)
         return named == folder.name or bool(match and named.isdigit() and int(match[1]) <= int(named))
     return all((folder / name).is_file() for name in (".metadata", "metadata.json"))
 
@@ -109,7 +110,7 @@ def candidates(directory: Path) -> Iterator[Candidate]:
     """Yield the checkpoints of a directory, newest first; each is verified only when it is requested."""
     if not directory.is_dir():
         return
-    found = ((match, path) for path in directory.iterdir() if (match := _FOLDER.fullmatch(path.name)))
+    found = ((match, path) for path in directory.iterdir() if (match := FOLDER.fullmatch(path.name)))
     for match, path in sorted(found, key=lambda pair: int(pair[0][1]), reverse=True):
         unfinished = not (path / MANIFEST).exists() and not _was_finished(path)
         yield Candidate(int(match[1]), path, fault_of(path), unfinished)
