@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flagscale.checks.model_folder import mapping_of
 from flagscale.config.engine_args import EngineArguments, FlatKey, Unknown, flatten, render
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.lm_eval.catalog import REFUSED, harness_catalog
@@ -68,10 +69,8 @@ def read(
     found = render(rest, catalog, source_map, problems, own=OWN)
     # Their values as YAML has them: `values` holds JSON as text.
     given = {one.name: one.value for one in flat_keys if one.value is not Unknown.VALUE}
-    values = {**found.values, _TEMPLATE: given.get(_TEMPLATE), "model_args": given.get("model_args")}
-    values["samples"] = given.get("samples")
-    if not isinstance(values["model_args"], Mapping):
-        values["model_args"] = {}
+    mappings = {name: mapping_of(given.get(name)) for name in ("model_args", "samples")}
+    values = {**found.values, **mappings, _TEMPLATE: given.get(_TEMPLATE)}
 
     def report(key: str, what: str, hint: str = "") -> None:
         name, _, rest = key.partition(".")

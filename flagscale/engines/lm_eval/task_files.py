@@ -51,7 +51,9 @@ def read_task_file(path: Path, cwd: Path = Path()) -> TaskFile:
         config = _read(path)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        return TaskFile(path, problems=(f"{path}: cannot be read: {why}",))
+        # It may be a file that this one includes.
+        blamed = getattr(error, "filename", None) or path
+        return TaskFile(path, problems=(f"{blamed}: cannot be read: {why}",))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

@@ -36,7 +36,7 @@ class Tasks:
         return [name for name in self.wanted if any(one.needs_probabilities for one in self._of(name))]
 
     def _of(self, name: str) -> list[TaskFile]:
-        return [one for one in self.files if name in one.names or name == str(one.path)]
+        return [one for one in self.files if name in one.names or Path(name) == one.path]
 
 
 def read_tasks(wanted: list[str], include_path: str, is_here: bool, report: Report) -> Tasks:

@@ -18,6 +18,7 @@ from flagscale.errors import Problem, UserError, first_line
 from flagscale.files import write_atomic
 from flagscale.run.failure import MISTAKE
 from megatron.flagscale.evaluation.harness import call_arguments, run_parser, settings_of
+from megatron.flagscale.evaluation.harness_log import counted_warnings
 from megatron.flagscale.evaluation.models import huggingface_folder, models_of, register_aquila
 from megatron.flagscale.evaluation.picture import picture
 from megatron.flagscale.evaluation.progress import Progress
@@ -25,22 +26,28 @@ from megatron.flagscale.evaluation.scores import Score, scores_of, table, to_jso
 
 _OWN = ("pretrained", "tokenizer", "checkpoints", "iterations", "keep_converted", "output")
 
+_RESULTS = ("results.json", "results.txt", "results.svg")
+"""The files of the scores of all models, in the folder of the results."""
+
 
 def main(words: Sequence[str]) -> int:
     """Evaluate, and return the exit code: 0 if all is done, 2 for a user's mistake."""
     arguments = _parser().parse_args(words)
+    output = Path(arguments.output)
+    for name in _RESULTS:  # those of an earlier run would be taken for this one's
+        (output / name).unlink(missing_ok=True)
     try:
         scores = _evaluated(arguments)
     except UserError as error:
         for message in error.messages:
             print(f"{MISTAKE}{' '.join(message.split())}", flush=True)
         return error.exit_code
-    output = Path(arguments.output)
-    write_atomic(output / "results.json", _text(to_json(scores)))
-    write_atomic(output / "results.txt", table(scores))
+    json_file, text_file, picture_file = (output / name for name in _RESULTS)
+    write_atomic(json_file, _text(to_json(scores)))
+    write_atomic(text_file, table(scores))
     print(table(scores), end="", flush=True)
     if len({one.model for one in scores}) > 1:
-        write_atomic(output / "results.svg", picture(scores))
+        write_atomic(picture_file, picture(scores))
     print(f"flagscale: wrote {len(scores)} scores to {output}", flush=True)
     return 0
 
@@ -78,11 +85,16 @@ def _evaluated(arguments: argparse.Namespace) -> list[Score]:
     scores: list[Score] = []
     for model in models:
         place = output / "converted" / model.name
-        with huggingface_folder(model, place, keep=arguments.keep_converted) as folder:
+        with (
+            huggingface_folder(model, place, keep=arguments.keep_converted) as folder,
+            counted_warnings() as warnings,
+        ):
             results = _results(settings, model.name, folder, progress)
+        for warning, count in warnings.items():
+            print(f"flagscale: {model.name}: {count} x {warning}", flush=True)
         samples = results.pop("samples", {})
         folder_of_model = output / "models" / model.name
-        write_atomic(folder_of_model / "results.json", _text(results))
+        write_atomic(folder_of_model / "results.json", _text({**results, "warnings": warnings}))
         for task, lines in samples.items():
             records = "".join(_text(one, indent=None) for one in lines)
             write_atomic(folder_of_model / f"{task}.jsonl", records)

@@ -102,6 +102,8 @@ def huggingface_folder(model: Model, place: Path, *, keep: bool) -> Iterator[str
     from megatron.flagscale.convert.convert import HUGGINGFACE, convert
 
     converted = convert(Path(model.folder), place, to=HUGGINGFACE, overwrite=True)
+    for notice in converted.notices:
+        print(f"flagscale: {model.name}: {notice}", flush=True)
     print(f"flagscale: converted {model.folder} ({converted.bytes / 1e6:,.1f} MB) to {place}", flush=True)
     try:
         yield str(place)

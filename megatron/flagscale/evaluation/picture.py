@@ -19,7 +19,8 @@ _STYLE = (
 def picture(scores: Sequence[Score]) -> str:
     """Return the text of a file with one panel per task and metric.
 
-    A value that is no finite number is left out. The models are at their iterations if all of them have different ones, otherwise side by side in order.
+    A value that is no finite number is left out. The models are at their iterations if all of them have
+    different ones, otherwise side by side in order.
     """
     groups: dict[tuple[str, str], list[Score]] = {}
     for one in scores:
