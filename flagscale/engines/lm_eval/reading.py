@@ -14,12 +14,12 @@ from flagscale.engines.lm_eval.sources import (
     CHAT,
     COMPLETIONS,
     OWN,
-    Checkpoints,
+    CheckpointChoice,
     checkpoint_violations,
     read_checkpoints,
     source_violations,
 )
-from flagscale.engines.lm_eval.tasks import Tasks, read_tasks
+from flagscale.engines.lm_eval.tasks import TaskChoice, read_tasks
 from flagscale.errors import Problem, Violation, short
 
 _SEEDS = 4
@@ -36,8 +36,8 @@ class Reading:
     argv: tuple[str, ...] = ()
     """Those of them that are passed on as they are."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    tasks: Tasks = field(default_factory=Tasks)
+    checkpoints: CheckpointChoice = field(default_factory=CheckpointChoice)
+    tasks: TaskChoice = field(default_factory=TaskChoice)
     texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -88,7 +88,7 @@ def read(
         wrong += checkpoint_violations(checkpoints)
     for key, what in wrong:
         report(key, what)
-    tasks = Tasks()
+    tasks = TaskChoice()
     wanted = _names(values["tasks"])
     if not wanted and "tasks" not in found.unknown and found.is_complete:
         problems.append(

@@ -31,7 +31,7 @@ _ELSEWHERE = {
 
 
 @dataclass(frozen=True)
-class Checkpoints:
+class CheckpointChoice:
     """Models to evaluate one after another: folders, or iterations of one folder of checkpoints."""
 
     folders: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Checkpoints:
     keep_converted: bool = False
 
 
-def read_checkpoints(own: Mapping[str, Any]) -> tuple[Checkpoints, list[Violation]]:
+def read_checkpoints(own: Mapping[str, Any]) -> tuple[CheckpointChoice, list[Violation]]:
     """Return FlagScale's own keys, and what is wrong with their types, by key."""
     wrong: list[Violation] = []
     given, iterations = own.get("checkpoints"), own.get("iterations")
@@ -63,10 +63,10 @@ def read_checkpoints(own: Mapping[str, Any]) -> tuple[Checkpoints, list[Violatio
     if not isinstance(own.get("keep_converted", False), bool):
         wrong.append(("keep_converted", "`keep_converted` is a switch: use true or false"))
     kept = own.get("keep_converted") is True
-    return Checkpoints(tuple(folders), tuple(sorted({*numbers})), iterations == "all", kept), wrong
+    return CheckpointChoice(tuple(folders), tuple(sorted({*numbers})), iterations == "all", kept), wrong
 
 
-def source_violations(values: Mapping[str, Any], checkpoints: Checkpoints) -> Iterator[Violation]:
+def source_violations(values: Mapping[str, Any], checkpoints: CheckpointChoice) -> Iterator[Violation]:
     """Yield what is wrong with the source of the models, by key; `values` are the harness's arguments.
 
     A key of `model_args` is blamed as `model_args.KEY`.
@@ -117,7 +117,7 @@ def _endpoint_violations(
         yield "model_args", what
 
 
-def checkpoint_violations(checkpoints: Checkpoints) -> Iterator[Violation]:
+def checkpoint_violations(checkpoints: CheckpointChoice) -> Iterator[Violation]:
     """Yield the folders that are neither a model nor checkpoints, and the iterations that do not exist."""
     for folder in map(Path, checkpoints.folders):
         if not folder.is_dir():

@@ -18,7 +18,7 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
-class Tasks:
+class TaskChoice:
     """The tasks to run; `files`: those of the user, as far as they can be read here."""
 
     wanted: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class Tasks:
         return [one for one in self.files if name in one.names or Path(name) == one.path]
 
 
-def read_tasks(wanted: list[str], include_path: str, is_here: bool, report: Report) -> Tasks:
+def read_tasks(wanted: list[str], include_path: str, is_here: bool, report: Report) -> TaskChoice:
     """Return the tasks, and report every mistake; `is_here`: the job's files are on this machine."""
     files: list[TaskFile] = []
     if include_path and is_here:
@@ -58,7 +58,7 @@ def read_tasks(wanted: list[str], include_path: str, is_here: bool, report: Repo
             close = closest(name, known)
             hint = f"did you mean `{close}`?" if close else "a task of your own: give `include_path`"
             report("tasks", f"unknown task `{name}`", hint)
-    return Tasks(tuple(dict.fromkeys(wanted)), include_path, tuple(files))
+    return TaskChoice(tuple(dict.fromkeys(wanted)), include_path, tuple(files))
 
 
 def _included(folder: str, report: Report) -> list[TaskFile]:
