@@ -80,7 +80,7 @@ def _evaluated(arguments: argparse.Namespace) -> list[Score]:
         settings = settings_of(argparse.Namespace(**of_harness), str(output))
     except ValueError as error:
         raise UserError(str(error)) from None
-    models = models_of(arguments)
+    models, tasks = models_of(arguments), tasks_of(settings)
     progress = Progress(len(models))
     scores: list[Score] = []
     for model in models:
@@ -89,7 +89,7 @@ def _evaluated(arguments: argparse.Namespace) -> list[Score]:
             huggingface_folder(model, place, keep=arguments.keep_converted) as folder,
             counted_warnings() as warnings,
         ):
-            results = _results(settings, model.name, folder, progress)
+            results = _results(settings, tasks, model.name, folder, progress)
         for warning, count in warnings.items():
             print(f"flagscale: {model.name}: {count} x {warning}", flush=True)
         samples = results.pop("samples", {})
@@ -102,12 +102,14 @@ def _evaluated(arguments: argparse.Namespace) -> list[Score]:
     return scores
 
 
-def _results(settings: Any, name: str, folder: str, progress: Progress) -> dict[str, Any]:
-    """Return what the harness reports of a model; `folder` is empty for a server."""
+def _results(
+    settings: Any, tasks: tuple[Any, list[str]], name: str, folder: str, progress: Progress
+) -> dict[str, Any]:
+    """Return what the harness reports of a model; `folder` is empty for a server, `tasks` as of `tasks_of`."""
     from lm_eval import simple_evaluate
     from lm_eval.api.registry import get_model
 
-    manager, tasks = tasks_of(settings)
+    manager, wanted = tasks
     args = {**settings.model_args, **({"pretrained": folder} if folder else {})}
     shared = {"batch_size": settings.batch_size, "max_batch_size": settings.max_batch_size}
     if settings.model == "hf":
@@ -116,7 +118,7 @@ def _results(settings: Any, name: str, folder: str, progress: Progress) -> dict[
     opened = get_model(settings.model).create_from_arg_obj(args, shared)
     progress.watch(opened, name)
     try:
-        found = simple_evaluate(opened, tasks=tasks, task_manager=manager, **call_arguments(settings))
+        found = simple_evaluate(model=opened, tasks=wanted, task_manager=manager, **call_arguments(settings))
     except NotImplementedError as error:  # a chat server that is asked for probabilities
         raise UserError(
             [Problem(f"`{settings.model}` cannot run these tasks: {first_line(error)}")]
