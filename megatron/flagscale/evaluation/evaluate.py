@@ -105,7 +105,7 @@ def _evaluated(arguments: argparse.Namespace) -> list[Score]:
 def _results(
     settings: Any, tasks: tuple[Any, list[str]], name: str, folder: str, progress: Progress
 ) -> dict[str, Any]:
-    """Return what the harness reports of a model; `folder` is empty for a server, `tasks` as of `tasks_of`."""
+    """Return what the harness reports of a model; `folder`: empty for a server, `tasks`: of `tasks_of`."""
     from lm_eval import simple_evaluate
     from lm_eval.api.registry import get_model
 
