@@ -160,7 +160,8 @@ def _device() -> str:
     """Return torch's name of the kind of device on which models run here."""
     import torch
 
-    found = torch.accelerator.current_accelerator()
+    # Without the check, it is what torch was built for, whether or not there is such a device.
+    found = torch.accelerator.current_accelerator(check_available=True)
     return (found or torch.get_default_device()).type
 
 
