@@ -101,6 +101,8 @@ catalog: $(READY)     ## record every argument of the installed engines, and the
 	mv build/catalog.json flagscale/engines/catalog/megatron.json
 	$(BIN)/python -m vllm_flagscale.catalog > build/catalog.json
 	mv build/catalog.json flagscale/engines/catalog/vllm.json
+	$(BIN)/python -m megatron.flagscale.evaluation.catalog > build/catalog.json
+	mv build/catalog.json flagscale/engines/catalog/lm_eval.json
 	$(BIN)/python -m megatron.flagscale.convert.hf_defaults > build/catalog.json
 	mv build/catalog.json megatron/flagscale/convert/hf_defaults.json
 
@@ -122,7 +124,7 @@ $(READY): pyproject.toml requirements/constraints.txt tools/install_vllm.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || { echo "$(PYTHON) is not Python 3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing the engines and tools into .venv (about 7 GB; takes minutes the first time) ..."
-	PIP_COMPILE=0 $(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable '.[train,vlm,dev]'
+	PIP_COMPILE=0 $(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable '.[train,vlm,evaluate,dev]'
 	@# pip uses one core, so another one compiles meanwhile what is there already.
 	$(COMPILE) & PIP_COMPILE=0 $(BIN)/python tools/install_vllm.py && wait
 	$(COMPILE)

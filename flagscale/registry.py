@@ -30,6 +30,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "auto_tune": "flagscale.tuning.action:auto_tune",
     },
     "engines": {
+        "lm_eval": "flagscale.engines.lm_eval.adapter:LM_EVAL",
         "megatron": "flagscale.engines.megatron.adapter:MEGATRON",
         "vllm": "flagscale.engines.vllm.adapter:VLLM",
     },

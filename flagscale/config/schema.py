@@ -58,7 +58,8 @@ class Task(Section):
     type: str = "train"
     """One of the engine's task types; also the name of the group that holds the engine's arguments."""
     backend: str
-    """The engine: `megatron` (train), `vllm` (inference, serve), or an installed package's."""
+    """The engine: `megatron` (train), `vllm` (inference, serve), `lm_eval` (evaluate), or an installed
+    package's."""
     entrypoint: str = ""
     """The program: a module (`megatron.flagscale.train_gpt`) or a path to a `.py`; default: the engine's."""
 

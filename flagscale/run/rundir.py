@@ -60,6 +60,11 @@ class RunDir:
         """The pictures that batch inference draws, unless the configuration names a file for the results."""
         return self.path / "pictures"
 
+    @property
+    def evaluation(self) -> Path:
+        """The scores of an evaluation: `results.json`, table, picture, and one folder per model."""
+        return self.path / "evaluation"
+
     def share_of(self, rank: int) -> RunDir:
         """Return the run directory of one host's share, for hosts that each start their own share."""
         return RunDir(self.path / "cloud" / f"host_{rank}")

@@ -26,6 +26,7 @@ CONFIGS = sorted((ROOT / "examples").glob("*/conf/*.yaml"))
 MISSPELT = {
     "train": ("train.model.num_layer", "train.model.hidden_size=wide", "num_layers"),
     "serve": ("serve.tensor_paralel_size", "serve.port=wide", "tensor_parallel_size"),
+    "evaluate": ("evaluate.num_fewshots", "evaluate.batch_size=wide", "num_fewshot"),
     "inference": ("inference.llm.max_model_length", "inference.llm.dtype=wide", "max_model_len"),
 }
 """By task type: a key that does not exist, a key with a wrong value, and the intended name."""
@@ -64,6 +65,7 @@ def fresh_clone(
     (tmp_path / "data" / "demo" / "tokenizer").mkdir()
     (tmp_path / "data" / "demo" / "tokenizer" / "tokenizer.json").touch()
     write_model(tmp_path / "outputs" / "aquila_demo" / "hf")
+    write_tracker(tmp_path / "outputs" / "aquila_demo" / "checkpoints")
     for folder in PICTURES:
         write_folder(tmp_path / folder, {"train": 64, "val": 8})
     write_tokenizer(tmp_path / "data" / "pictures_demo" / "tokenizer")

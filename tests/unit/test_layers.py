@@ -42,6 +42,7 @@ SHARED_WITH_WORKERS = (
     "formats",
     "frozen",
     "linux",
+    "svg",
     "values",
     "registry",
     "checks",

@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flagscale.config.schema import PASSED_TO_TORCHRUN, Experiment, Task
+from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
+from flagscale.engines.services import runner_problems
 from flagscale.engines.vllm import batch, serve
 from flagscale.engines.vllm.arguments import broken_rules
 from flagscale.errors import Problem, UserError
 from flagscale.values import Host, Job
 
-_OF_TORCHRUN = {"rdzv_id", "rdzv_backend", "rdzv_endpoint", "local_addr", "standalone", *PASSED_TO_TORCHRUN}
-"""Keys of `experiment.runner` that a vLLM job would ignore."""
-
 
 def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap) -> Job:
     """Return the serving or inference job; see `engines.base.Engine.build`."""
-    problems: list[Problem] = []
     runner = experiment.runner
-    if ":" in str(runner.nnodes or ""):
-        where = source_map.where("experiment.runner.nnodes")
-        problems.append(Problem("a vLLM job needs all its hosts: give one number", where))
+    problems = [*runner_problems(runner, "vLLM job", source_map)]
     if runner.hang_timeout and experiment.task.type == "inference":
         where = source_map.where("experiment.runner.hang_timeout")
         problems.append(Problem("a hang of batch inference cannot be detected", where, "remove the key"))
@@ -31,11 +26,6 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         where = source_map.where("experiment.runner.per_node_task")
         what = "only trainings can run as one job per host; vLLM shares prompts or requests between the hosts"
         problems.append(Problem(what, where, "remove the key"))
-    for key in sorted(_OF_TORCHRUN & runner.model_fields_set):
-        where = source_map.where(f"experiment.runner.{key}")
-        problems.append(
-            Problem("only torchrun reads it, and vLLM jobs do not use torchrun", where, "remove the key")
-        )
     make = serve.job if experiment.task.type == "serve" else batch.job
     job = make(experiment, hosts, source_map, problems)
     if problems or job is None:

@@ -1,0 +1,1 @@
+"""lm-evaluation-harness: scores of models on tasks (`evaluate`), through `megatron.flagscale.evaluation`."""

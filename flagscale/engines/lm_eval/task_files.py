@@ -1,0 +1,106 @@
+"""Tasks that a user has written as YAML: their names, the data that they read, and mistakes in their form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flagscale.files import read_regular_text
+
+_LOCAL_READERS = ("json", "csv", "parquet", "text", "arrow")
+"""Values of `dataset_path` with which the package `datasets` reads local files."""
+_IGNORED = ("__pycache__", ".ipynb_checkpoints")
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A YAML file of the harness, as far as it can be checked without it."""
+
+    path: Path
+    names: tuple[str, ...] = ()
+    """What the file defines: a task or a group first, then its tags; none if other files include it."""
+    needs_probabilities: bool = False
+    """Whether the model has to return the probabilities of given texts, which a chat endpoint cannot."""
+    is_local: bool = False
+    """Whether its data are local files."""
+    problems: tuple[str, ...] = ()
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads the harness's tags (`!function module.name`) as nothing."""
+
+
+_Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def task_files_in(folder: Path) -> Iterator[TaskFile]:
+    """Yield the task files of a folder and its subfolders, in order, as the harness searches them."""
+    for path in sorted(folder.glob("**/*.yaml")):
+        if not any(part in _IGNORED for part in path.parts):
+            yield read_task_file(path)
+
+
+def read_task_file(path: Path, cwd: Path = Path()) -> TaskFile:
+    """Read a task file; paths of its data are relative to `cwd`, where the job starts."""
+    try:
+        config = _read(path)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        # It may be a file that this one includes.
+        blamed = getattr(error, "filename", None) or path
+        return TaskFile(path, problems=(f"{blamed}: cannot be read: {why}",))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        return TaskFile(path, problems=(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}",))
+    except ValueError as error:
+        return TaskFile(path, problems=(str(error),))
+    named = [config[key] for key in ("task", "group") if isinstance(config.get(key), str)]
+    tags = config.get("tag") or ()
+    files = [*_data_files(config)]
+    missing = [file for file in files if "://" not in file and not _exists(cwd, file)]
+    return TaskFile(
+        path,
+        names=(*named, *([tags] if isinstance(tags, str) else map(str, tags))),
+        needs_probabilities=config.get("output_type", "generate_until") != "generate_until",
+        is_local=config.get("dataset_path") in _LOCAL_READERS and not any("://" in file for file in files),
+        problems=tuple(
+            f"{path}: dataset_kwargs.data_files: {file}: no such file (paths are relative to the folder in "
+            "which the job is started)"
+            for file in missing
+        ),
+    )
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return a file's keys, with those of the files that it includes; its own keys win."""
+    if path.resolve() in above:
+        raise ValueError(f"{path}: the file includes itself")
+    config = yaml.load(read_regular_text(path), Loader=_Loader)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: the keys of a task are expected here")
+    included = config.pop("include", None) or ()
+    merged: dict[str, Any] = {}
+    for name in [included] if isinstance(included, str) else included:
+        merged |= _read(path.parent / str(name), (*above, path.resolve()))
+    return merged | config
+
+
+def _data_files(config: Mapping[str, Any]) -> Iterator[str]:
+    if config.get("dataset_path") not in _LOCAL_READERS:
+        return
+    kwargs = config.get("dataset_kwargs")
+    given = kwargs.get("data_files") if isinstance(kwargs, Mapping) else None
+    for item in given.values() if isinstance(given, Mapping) else [given]:
+        for file in item if isinstance(item, list) else [item]:
+            if isinstance(file, str):
+                yield file
+
+
+def _exists(cwd: Path, file: str) -> bool:
+    return any(cwd.glob(file)) if "*" in file and not os.path.isabs(file) else os.path.exists(cwd / file)

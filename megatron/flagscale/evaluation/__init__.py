@@ -1,0 +1,1 @@
+"""Evaluation: scores of models on tasks of lm-evaluation-harness (`task.type: evaluate`)."""

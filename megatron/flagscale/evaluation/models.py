@@ -1,0 +1,145 @@
+"""The models of an evaluation: a server, or folders; checkpoints of Megatron are converted first."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import urllib.error
+import urllib.request
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flagscale.errors import Problem, UserError
+
+_LIMIT = 30.0
+"""Seconds that a server has to list its models."""
+_ITERATION = "iter_"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to evaluate: its name in tables and files, and the folder it is in ("" for a server)."""
+
+    name: str
+    folder: str = ""
+    iteration: int | None = None
+    """Of the training that saved it; None if it is not a checkpoint of an iteration."""
+    is_checkpoint: bool = False
+    """Whether it is in Megatron's format, so that it has to be converted."""
+
+
+def models_of(arguments: Namespace) -> list[Model]:
+    """Return the models in the order in which they are evaluated, iterations from the first to the last.
+
+    Raises:
+        UserError: a folder holds no usable model or checkpoint, or the server does not serve the model.
+    """
+    if arguments.checkpoints:
+        return _with_names([one for folder in arguments.checkpoints for one in _in_folder(folder, arguments)])
+    if arguments.pretrained:
+        return [Model(Path(arguments.pretrained).name or arguments.pretrained, arguments.pretrained)]
+    args: Mapping[str, Any] = arguments.model_args or {}
+    _check_server(str(args["base_url"]), str(args["model"]))
+    return [Model(str(args["model"]))]
+
+
+def _in_folder(folder: str, arguments: Namespace) -> Iterator[Model]:
+    path = Path(folder)
+    if (path / "config.json").is_file():
+        yield Model(path.name, folder)
+        return
+    from megatron.flagscale.checkpoint.manifest import candidates
+    from megatron.flagscale.convert.checkpoints import find_checkpoint
+
+    if arguments.iterations == ["all"]:
+        stored = [*candidates(path)]
+        for one in stored:
+            if one.fault:
+                print(f"flagscale: {one.path} is left out: {one.fault}", flush=True)
+        found = [one.path for one in reversed(stored) if one.usable]
+        if not found:
+            raise UserError(f"{folder}: no complete checkpoint found")
+    else:
+        wanted = [int(one) for one in arguments.iterations]
+        found = [find_checkpoint(path, one) for one in wanted] or [find_checkpoint(path)]
+    for checkpoint in found:
+        yield Model(checkpoint.name, str(checkpoint), _iteration_of(checkpoint), is_checkpoint=True)
+
+
+def _iteration_of(checkpoint: Path) -> int | None:
+    number = checkpoint.name.removeprefix(_ITERATION)
+    return int(number) if checkpoint.name != number and number.isdecimal() else None
+
+
+def _with_names(models: list[Model]) -> list[Model]:
+    """Return the models with names that differ: those that do not get the folder above as a prefix."""
+    names = [one.name for one in models]
+    if len({*names}) == len(names):
+        return models
+    longer = [f"{Path(one.folder).resolve().parent.name}_{one.name}" for one in models]
+    if len({*longer}) < len(longer):
+        longer = [f"{number}_{name}" for number, name in enumerate(names)]
+    return [replace(one, name=name) for name, one in zip(longer, models, strict=True)]
+
+
+@contextmanager
+def huggingface_folder(model: Model, place: Path, *, keep: bool) -> Iterator[str]:
+    """Yield the folder of a model in Hugging Face's format; a checkpoint is converted into `place` before.
+
+    What was converted is removed afterwards unless it is to be kept.
+
+    Raises:
+        UserError: the checkpoint cannot be converted.
+    """
+    if not model.is_checkpoint:
+        yield model.folder
+        return
+    from megatron.flagscale.convert.convert import HUGGINGFACE, convert
+
+    converted = convert(Path(model.folder), place, to=HUGGINGFACE, overwrite=True)
+    for notice in converted.notices:
+        print(f"flagscale: {model.name}: {notice}", flush=True)
+    print(f"flagscale: converted {model.folder} ({converted.bytes / 1e6:,.1f} MB) to {place}", flush=True)
+    try:
+        yield str(place)
+    finally:
+        if not keep:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _check_server(url: str, model: str) -> None:
+    """Raise a UserError if the server does not answer or serves other models."""
+    root, _, _ = url.partition("/v1/")
+    listing = f"{root}/v1/models"
+    try:
+        with urllib.request.urlopen(_request(listing), timeout=_LIMIT) as answer:
+            served = [one["id"] for one in json.load(answer)["data"]]
+    except (OSError, urllib.error.URLError, ValueError, KeyError, TypeError) as error:
+        hint = "start the server, and give its address in model_args.base_url"
+        raise UserError([Problem(f"{listing} cannot be read: {error}", "", hint)]) from None
+    if model not in served:
+        what = f"{root} does not serve `{model}` (model_args.model)"
+        raise UserError([Problem(what, "", f"served: {', '.join(served)}")])
+
+
+def _request(url: str) -> urllib.request.Request:
+    key = os.environ.get("OPENAI_API_KEY")
+    return urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
+
+
+def register_aquila() -> None:
+    """Let transformers open Aquila's published form, which is Llama by another name."""
+    from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+
+    from vllm_flagscale.aquila import AquilaConfig
+
+    class AquilaForCausalLM(LlamaForCausalLM):
+        config_class = AquilaConfig
+
+    AutoConfig.register("aquila", AquilaConfig, exist_ok=True)
+    AutoModelForCausalLM.register(AquilaConfig, AquilaForCausalLM, exist_ok=True)
