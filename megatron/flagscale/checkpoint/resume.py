@@ -257,7 +257,7 @@ def _loadable(folder: Path, args: Any, *, is_own: bool, is_base: bool = False) -
     is_whole = vocabulary == args.padded_vocab_size and args.dist_ckpt_strictness in STRICT
     if not resumes:
         return Load(folder, is_whole)
-    return Load(folder, is_whole, saved.get(CONSUMED_TOKENS, 0), tuple(saved.get(RECENT, ())))
+    return Load(folder, is_whole, saved.get(CONSUMED_TOKENS, 0), losses=tuple(saved.get(RECENT, ())))
 
 
 def _saved_arguments(folder: Path) -> dict[str, Any]:

@@ -88,6 +88,8 @@ def open_folder(folder: Path, model: Model) -> Adapter:
         raise UserError(wrong)
     rank, alpha, dropout = settings
     assert isinstance(rank, int)
+    assert alpha is not None
+    assert dropout is not None
     # rsLoRA divides by the root of the rank, training by the rank
     alpha = alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
     lora = Lora(rank, alpha, dropout)

@@ -147,7 +147,8 @@ def tasks_of(settings: Any) -> tuple[Any, list[str]]:
     kinds = {name: entry.kind for name, entry in own.task_index.items()}
     if all(kinds.get(task) is Kind.TASK or Path(task).is_file() for task in wanted):
         return own, wanted
-    every, found = TaskManager(**where), []
+    every = TaskManager(**where)
+    found: list[str] = []
     for task in wanted:
         matching = [task] if Path(task).is_file() else every.match_tasks([task])
         if not matching:
@@ -162,7 +163,7 @@ def _device() -> str:
 
     # Without the check, it is what torch was built for, whether or not there is such a device.
     found = torch.accelerator.current_accelerator(check_available=True)
-    return (found or torch.get_default_device()).type
+    return str((found or torch.get_default_device()).type)
 
 
 def _text(value: Any, indent: int | None = 1) -> str:

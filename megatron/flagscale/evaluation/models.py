@@ -53,7 +53,7 @@ def _in_folder(folder: str, arguments: Namespace) -> Iterator[Model]:
     if (path / "config.json").is_file():
         yield Model(path.name, folder)
         return
-    from megatron.flagscale.checkpoint.manifest import candidates
+    from flagscale.run.manifest import candidates
     from megatron.flagscale.convert.checkpoints import find_checkpoint
 
     if arguments.iterations == ["all"]:
