@@ -80,7 +80,7 @@ def fresh_clone(
 
 def write_tracker(folder: Path) -> Path:
     """Write what makes a folder one of checkpoints, and return it."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / TRACKER).write_text("release")
     return folder
 
@@ -169,7 +169,7 @@ def test_a_mistake_in_a_file_is_reported_with_its_line(
     fresh_clone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     conf = fresh_clone / "mine" / "conf"
-    (conf / "train").mkdir(parents=True)
+    (conf / "train").mkdir(parents=True, exist_ok=True)
     source = ROOT / "examples" / "aquila" / "conf"
     demo = (source / "train" / "demo.yaml").read_text().replace("hidden_size: 128", "hiden_size: 128", 1)
     (conf / "train" / "demo.yaml").write_text(demo)
@@ -184,7 +184,7 @@ def test_a_mistake_in_a_file_is_reported_with_its_line(
 def test_a_group_file_beside_another_is_named(fresh_clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     conf = fresh_clone / "mine" / "conf"
     source = ROOT / "examples" / "aquila" / "conf"
-    (conf / "train").mkdir(parents=True)
+    (conf / "train").mkdir(parents=True, exist_ok=True)
     for name in ("config_7b.yaml", "train/aquila_7b.yaml", "train/aquila_common.yaml"):
         (conf / name).write_text((source / name).read_text().replace("adam_beta2: 0.95", "adam_beta3: 0.95"))
     assert main(["--config-path", "mine/conf", "--config-name", "config_7b", "action=dryrun"]) == 2
