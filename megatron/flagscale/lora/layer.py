@@ -120,11 +120,11 @@ class Adapters(torch.nn.ModuleDict):
         """
         tracker = get_cuda_rng_tracker()
         if self.is_expert:
-            names = (get_expert_parallel_rng_tracker_name(),)
+            names = [get_expert_parallel_rng_tracker_name()]
         elif self.is_column and not self.is_sequence_parallel:
-            names = (get_data_parallel_rng_tracker_name(),)
+            names = [get_data_parallel_rng_tracker_name()]
         else:
-            names = ()  # one of its own for each rank
+            names = []  # one of its own for each rank
         context: AbstractContextManager[None] = tracker.fork(*names)
         return context
 
