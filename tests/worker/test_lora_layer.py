@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron.flagscale.layers.activation import ActivatedLinear
+from megatron.flagscale.lora import layer
 from megatron.flagscale.lora.attach import add_to
 
 HEADS, GROUPS, DIM, HIDDEN, FFN, RANK, ALPHA = 4, 2, 6, 20, 28, 3, 12.0
@@ -46,6 +49,12 @@ def groups() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+@pytest.fixture(autouse=True)
+def one_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw masks from torch's own generator: the engine's have no seeds here."""
+    monkeypatch.setattr(layer, "get_cuda_rng_tracker", lambda: SimpleNamespace(fork=nullcontext))
+
+
 def chunk(dtype: torch.dtype = torch.float64) -> Any:
     """Return a part of a model: an embedding and the linear layers of one decoder layer."""
     config = TransformerConfig(
@@ -61,20 +70,20 @@ def chunk(dtype: torch.dtype = torch.float64) -> Any:
         use_cpu_initialization=True,
     )
     common = {"config": config, "init_method": torch.nn.init.normal_, "bias": False, "skip_bias_add": True}
-    layer = torch.nn.Module()
-    layer.layer_number = 4
-    layer.self_attention, layer.mlp = torch.nn.Module(), torch.nn.Module()
+    block = torch.nn.Module()
+    block.layer_number = 4
+    block.self_attention, block.mlp = torch.nn.Module(), torch.nn.Module()
     qkv = (HEADS + 2 * GROUPS) * DIM
-    layer.self_attention.linear_qkv = ColumnParallelLinear(HIDDEN, qkv, **common)
-    layer.self_attention.linear_proj = RowParallelLinear(
+    block.self_attention.linear_qkv = ColumnParallelLinear(HIDDEN, qkv, **common)
+    block.self_attention.linear_proj = RowParallelLinear(
         HEADS * DIM, HIDDEN, input_is_parallel=True, **common
     )
-    layer.mlp.linear_fc1 = ColumnParallelLinear(HIDDEN, 2 * FFN, **common)
-    layer.mlp.linear_fc2 = ActivatedLinear(FFN, HIDDEN, input_is_parallel=True, **common)
+    block.mlp.linear_fc1 = ColumnParallelLinear(HIDDEN, 2 * FFN, **common)
+    block.mlp.linear_fc2 = ActivatedLinear(FFN, HIDDEN, input_is_parallel=True, **common)
     made = torch.nn.Module()
     made.embedding = torch.nn.Embedding(8, HIDDEN)
     made.decoder = torch.nn.Module()
-    made.decoder.layers = torch.nn.ModuleList([layer])
+    made.decoder.layers = torch.nn.ModuleList([block])
     return made.to(dtype)
 
 

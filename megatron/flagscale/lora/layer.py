@@ -10,7 +10,7 @@ dispatcher.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,7 +22,11 @@ from megatron.core.tensor_parallel.mappings import (
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
-from megatron.core.tensor_parallel.random import get_cuda_rng_tracker, get_expert_parallel_rng_tracker_name
+from megatron.core.tensor_parallel.random import (
+    get_cuda_rng_tracker,
+    get_data_parallel_rng_tracker_name,
+    get_expert_parallel_rng_tracker_name,
+)
 
 from megatron.flagscale.layers.activation import ActivatedLinear, GatedActivation, Linear, activated_product
 from megatron.flagscale.lora.targets import Joined
@@ -108,12 +112,21 @@ class Adapters(torch.nn.ModuleDict):
                 inputs = F.dropout(inputs, self.dropout)
         return F.linear(inputs, a)
 
-    def _generator(self) -> Any:
-        """Return the context in which a mask is drawn: the same mask on ranks with the same input."""
+    def _generator(self) -> AbstractContextManager[None]:
+        """Return the context in which a mask is drawn: the same mask on ranks with the same input.
+
+        Torch's default generator is not the same on them: only the first one has a data loader, which draws
+        its seed from it if the ranks compute on CPU.
+        """
+        tracker = get_cuda_rng_tracker()
         if self.is_expert:
-            return get_cuda_rng_tracker().fork(get_expert_parallel_rng_tracker_name())
-        is_same = self.is_column and not self.is_sequence_parallel
-        return nullcontext() if is_same or not self.has_own_exchange else get_cuda_rng_tracker().fork()
+            names = [get_expert_parallel_rng_tracker_name()]
+        elif self.is_column and not self.is_sequence_parallel:
+            names = [get_data_parallel_rng_tracker_name()]
+        else:
+            names = []  # one of its own for each rank
+        context: AbstractContextManager[None] = tracker.fork(*names)
+        return context
 
     def _exchanged(self, narrow: torch.Tensor) -> torch.Tensor:
         """Return `A x` as B needs it, `[tokens, rank]`, from what this rank computed of it."""
