@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS])
     parser.add_argument("--guided", type=int, default=8, help="number of guided requests")
     arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error(f"--rounds {arguments.rounds}: each half of the rounds needs one")
     lines = []
     for name in arguments.models:
         with engines(MODELS[name]) as both:

@@ -18,7 +18,7 @@ from flagscale.run.rundir import RunDir
 from flagscale_testing.jobs.demo import LONG
 from tests.e2e.conftest import Experiment, rank_process, wait_until
 
-pytestmark = pytest.mark.timeout(900)  # more than the limits of a test's commands and waits
+pytestmark = pytest.mark.timeout(900)  # more than the limit of each command and each wait
 Make = Callable[..., Experiment]
 CLEAN_WITHIN = 30.0
 """Seconds; torchrun gives the survivors three seconds, and each command has to import everything."""

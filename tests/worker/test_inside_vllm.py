@@ -25,5 +25,4 @@ def test_inside_vllm(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     ]
     slow = ["--slow"] if request.config.getoption("--slow") else []
     done = forked_python.python("vllm.engine.arg_utils", "-m", "pytest", *words, *slow)
-    print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
