@@ -28,6 +28,9 @@ from flagscale.run.failure import how_it_ended
 TIME_LIMIT = 20.0
 """Seconds that a program has to be imported and to add its arguments."""
 
+_START_LIMIT = 20.0
+"""Seconds more that the child process has to start, on a machine that is busy with others."""
+
 _FORMAT = 2
 """The format of a cache entry; entries of another format are not read."""
 
@@ -83,7 +86,7 @@ def _ask(entrypoint: str, source: Path, line: int, where: str) -> dict[str, Any]
     )
     try:
         # The child ends itself and prints where it was; this is for one that cannot even do that.
-        printed, complained = child.communicate(timeout=TIME_LIMIT + 2)
+        printed, complained = child.communicate(timeout=TIME_LIMIT + _START_LIMIT)
     except subprocess.TimeoutExpired:
         _end(child)
         printed, complained = child.communicate()
