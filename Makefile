@@ -87,7 +87,7 @@ layer-memory: $(READY) ## what each kind of layer keeps for its backward pass: t
 conversions: $(READY) ## every model family to Megatron and back, with training between: the table of docs/conversion.md
 	$(BIN)/python -m benchmarks.conversion_table
 
-instruction-tuning: $(READY) ## conversations in every layout against transformers: the table of docs/training.md
+instruction-tuning: $(READY) ## conversations in every layout against transformers: the table of docs/instruction_tuning.md
 	$(BIN)/python -m benchmarks.instruction_tuning
 
 soak: $(READY) ssh    ## 200 random starts, kills and stops on four hosts; no process may be left over

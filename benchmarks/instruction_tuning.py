@@ -1,7 +1,7 @@
 """Compare instruction tuning with transformers in every layout: `python -m benchmarks.instruction_tuning`.
 
 A small random Llama learns the same conversations for three steps on both sides. Prints the table; without
-names, also writes it into docs/training.md.
+names, also writes it into docs/instruction_tuning.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.layouts import write
 from flagscale_testing.conversations import LENGTH, drawn
 from flagscale_testing.ranks.conversations import LAYOUTS, Figures, Outcome, trained
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "training.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "instruction_tuning.md"
 BEGIN, END = "<!-- packing: begin -->", "<!-- packing: end -->"
 
 

@@ -1,6 +1,6 @@
 """Conversations learnt by Megatron in several layouts, compared with transformers.
 
-Used by the tests and, for the table in docs/training.md, by `benchmarks/instruction_tuning.py`.
+Used by the tests and, for the table in docs/instruction_tuning.md, by `benchmarks/instruction_tuning.py`.
 """
 
 from __future__ import annotations
