@@ -7,25 +7,22 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.lora import BASE
 from flagscale.errors import Problem, UserError
 from flagscale.run.checkpoints import read_arguments as recorded_arguments
 from flagscale.run.manifest import is_torch_format
+from megatron.flagscale.checkpoint.base import identity
 from megatron.flagscale.convert.adapters import Adapter, Lora, Projection, settings_problems
 from megatron.flagscale.convert.checkpoints import find_checkpoint
 from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.torch_dist_reader import StoredTensors, read_arguments
 from megatron.flagscale.convert.torch_dist_writer import TorchDistWriter
-from megatron.flagscale.lora.base import identity
 
 
 def names(projection: Projection) -> tuple[str, str]:
     """Return the names of A and B in a checkpoint."""
     return f"{projection.megatron}.a.weight", f"{projection.megatron}.b.weight"
-
-
-BASE = "lora_base"
-"""In the record of a checkpoint: the identity of the base (`megatron.flagscale.lora.base.identity`)."""
 
 
 def open_checkpoint(

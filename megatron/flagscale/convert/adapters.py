@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flagscale.checks.lora import LAYERS
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.families.joins import COPY, Gated, Qkv
 from megatron.flagscale.convert.model import Model
@@ -23,18 +24,6 @@ from megatron.flagscale.convert.tensors import Entry, entries
 if TYPE_CHECKING:
     import torch
 
-LAYERS: Mapping[str, tuple[str, ...]] = {
-    "linear_qkv": ("q_proj", "k_proj", "v_proj"),
-    "linear_q_proj": ("q_proj",),
-    "linear_q_down_proj": ("q_a_proj",),
-    "linear_q_up_proj": ("q_b_proj",),
-    "linear_kv_down_proj": ("kv_a_proj_with_mqa",),
-    "linear_kv_up_proj": ("kv_b_proj",),
-    "linear_proj": ("o_proj",),
-    "linear_fc1": ("gate_proj", "up_proj"),
-    "linear_fc2": ("down_proj",),
-}
-"""Linear layer of Megatron -> the projections that it joins, in the order of its rows."""
 _LAYER = re.compile(r"(decoder\.layers\.\d+\..*\b(linear_\w+))\.weight")
 _IS_ADAPTER = re.compile(r"\.adapters\.\w+\.[ab]\.weight$")
 _SHOWN = 3
