@@ -92,6 +92,15 @@ def _seed(original: Any) -> Callable[..., Any]:
     return lambda seed: torch.default_generator.manual_seed(seed)
 
 
+def _own_generator(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def initialize(self: Any, *args: Any, generator: torch.Generator | None = None, **kwargs: Any) -> None:
+        own = generator or torch.Generator().manual_seed(torch.initial_seed())
+        original(self, *args, generator=own, **kwargs)
+
+    return initialize
+
+
 def _without_cuda(original: Callable[..., Any]) -> Callable[..., Any]:
     return functools.partial(original, allow_no_cuda=True)
 
@@ -162,6 +171,15 @@ PATCHES = (
     ),
     *_torch(
         "cuda.set_rng_state cuda.random.set_rng_state", _set_rng_state, "Checkpoints contain random states."
+    ),
+    Patch(
+        "torch:utils.data.DataLoader.__init__",
+        _own_generator,
+        "It draws the seed of its workers from the generator that dropout uses too, on a CPU; only the first "
+        "rank of a tensor parallel group has one, and the others would then drop other activations.",
+        "cpu",
+        TORCH,
+        "the engine gives its data loaders a generator",
     ),
     *_torch("cuda.manual_seed", _seed, "Model parallel seeds are set on the device."),
     Patch(
