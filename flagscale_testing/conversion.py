@@ -225,6 +225,11 @@ def task_argv(folder: Path, case: Case) -> list[str]:
     if case.padded:
         del task["padded_vocab_size"]
         task["make_vocab_size_divisible_by"] = 64
+    return task_argv_of(task)
+
+
+def task_argv_of(task: Mapping[str, Any]) -> list[str]:
+    """Return the worker's arguments for those of a task file."""
     options = [(f"--{name.replace('_', '-')}", value) for name, value in task.items()]
     return [part for name, value in options for part in ([name] if value is True else [name, str(value)])]
 
@@ -263,7 +268,7 @@ def _forward(name: str, case: Case, where: Path, tokens: torch.Tensor) -> Run:
     steps = f"--seq-length {tokens.shape[1]} --micro-batch-size 1 --train-iters 1 --skip-train"
     loading = ["--load", str(where / "megatron"), "--mock-data", "--tokenizer-type", "NullTokenizer"]
     argv = (*files, *task_argv(where / "megatron", case), *shlex.split(steps), *loading)
-    return Run(f"{name}: logits", 1, argv, "megatron.flagscale.convert.logits:main")
+    return Run(f"{name}: logits", 1, argv, "megatron.flagscale.convert.forward:main")
 
 
 def _outcome(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from flagscale.run.manifest import RELEASE
+from flagscale.run.checkpoints import RELEASE
 from flagscale_testing.conversion import tensors_of
 from flagscale_testing.llava_models import LlavaModel, small_vision
 from flagscale_testing.pictures import IMAGE, VIDEO, write_tokenizer

@@ -18,6 +18,7 @@ from flagscale.checks.lora import lora_violations
 from flagscale.checks.loss_masks import SEPARATE
 from flagscale.checks.megatron import program_violations, silent_violations
 from flagscale.checks.pictures import has_pictures, picture_violations
+from flagscale.checks.pretrained import pretrained_violations
 from flagscale.checks.saving import resuming_violations, retention_violations
 from flagscale.checks.sft import is_instruction_tuning, sft_violations
 from flagscale.checks.stablelm2 import stablelm2_violations
@@ -104,6 +105,7 @@ def argument_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
     yield from stablelm2_violations(values)
     yield from resuming_violations(values)
     yield from lora_violations(values)
+    yield from pretrained_violations(values)
     yield from steering_violations(values)
     yield from retention_violations(values)
     yield from tracing_violations(values, machine.has_chip)

@@ -1,6 +1,6 @@
 """The base of adapters: the checkpoint that `pretrained_checkpoint` names, and what identifies it.
 
-This module only handles files and does not import torch.
+The launcher and the ranks compare it with the base that adapters were trained on.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.frozen import dataclass
-from flagscale.run.checkpoints import tracked
-from flagscale.run.manifest import FOLDER, MANIFEST, RELEASE, fault_of
+from flagscale.run.checkpoints import RELEASE, tracked
+from flagscale.run.manifest import FOLDER, MANIFEST, fault_of
 from flagscale.run.retention import REMOVING, Retention, own_iterations, why_kept
 
 _SET_ASIDE = {

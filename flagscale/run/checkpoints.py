@@ -15,6 +15,8 @@ from flagscale.files import write_atomic
 
 TRACKER = "latest_checkpointed_iteration.txt"
 ARGUMENTS = "arguments.json"
+RELEASE = "release"
+"""Folder name and tracker file content of a checkpoint that does not belong to an iteration."""
 _VERSION = 1
 
 
@@ -35,13 +37,14 @@ def newest(directory: Path) -> Path | None:
     A run resumes from an older one if the worker finds that this one is damaged.
     """
     with suppress(OSError, ValueError):
-        folder = directory / folder_of(int(tracked(directory)))
+        named = tracked(directory)
+        folder = directory / (RELEASE if named == RELEASE else folder_of(int(named)))
         return folder if os.path.isdir(folder) else None
     return None
 
 
 def write_arguments(folder: Path, arguments: Mapping[str, Any]) -> None:
-    """Store with a checkpoint what `checks.resume.record` returns."""
+    """Store with a checkpoint what `checks.recorded.record` returns."""
     write_atomic(
         folder / ARGUMENTS, json.dumps({"version": _VERSION, "arguments": arguments}, indent=1) + "\n"
     )

@@ -16,8 +16,6 @@ from flagscale.files import write_atomic
 from flagscale.run.checkpoints import TRACKER, tracked
 
 MANIFEST = "manifest.json"
-RELEASE = "release"
-"""Folder name and tracker file content of a checkpoint that does not belong to an iteration."""
 RANK_FILE = "model_optim_rng.pt"
 """In a checkpoint in Megatron's `torch` format, the file of each rank, in folders named `mp_rank_*`."""
 FOLDER = re.compile(r"iter_(\d{7,})")

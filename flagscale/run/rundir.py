@@ -46,6 +46,11 @@ class RunDir:
         return self.path / "traces"
 
     @property
+    def converted(self) -> Path:
+        """The conversion of a Hugging Face folder that a training starts from."""
+        return self.path / "converted"
+
+    @property
     def mlflow_run(self) -> Path:
         """The id of the run in MLflow, with which a start that resumes continues it."""
         return self.path / "mlflow_run.json"

@@ -37,7 +37,7 @@ _LEFT_OUT = (
     *("non_persistent_global_ckpt_dir", "non_persistent_local_ckpt_dir", "exit_interval"),
     *("exit_duration_in_mins", "wandb_project", "wandb_exp_name", "wandb_save_dir"),
     *("skip_samples_range", "skip_iters_range", "on_bad_loss", "bad_loss_factor", "bad_loss_window"),
-    *("max_rollbacks", "mlflow_run_file", "trace_dir"),
+    *("max_rollbacks", "mlflow_run_file", "trace_dir", "converted_dir"),
     *("mlflow_tracking_uri", "mlflow_experiment", "mlflow_run_name"),
     *("full_validation", "multiple_validation_sets", "validation_set_names", "validation_set_intervals"),
 )

@@ -23,9 +23,9 @@ from energon_flagscale.encoder import Encoded, Encoder, Sequences
 from energon_flagscale.epochs import CleanEpochs
 from energon_flagscale.training_data import Readers, TrainingData, check_limit, training_dataset
 from energon_flagscale.validation_data import evaluations, validation_dataset
+from flagscale.checks.differences import changed_data
 from flagscale.checks.energon_blend import has_split
 from flagscale.checks.loading import ORDER, RANKS
-from flagscale.checks.resume import changed_data
 from flagscale.errors import UserError
 from flagscale.run.checkpoints import folder_of, read_arguments
 from flagscale.vision.arguments import vision_of

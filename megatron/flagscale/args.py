@@ -10,9 +10,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from flagscale.checks.resume import WITH_OPTIM
+from flagscale.checks.recorded import WITH_OPTIM
 from flagscale.checks.stablelm2 import STYLE
 from flagscale.errors import UserError
+from megatron.flagscale.checkpoint.huggingface import add_conversion_args
 from megatron.flagscale.checkpoint.retention import add_retention_args
 from megatron.flagscale.chips import HOST_BACKEND, chip
 from megatron.flagscale.group_routing import add_routing_args
@@ -90,6 +91,7 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     add_lora_args(group)
     add_steering_args(group)
     add_retention_args(group)
+    add_conversion_args(group)
     add_tracing_args(group)
     add_tracking_args(group)
     for dest, (choice, _) in _our_choices().items():

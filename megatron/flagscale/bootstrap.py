@@ -37,6 +37,7 @@ def prepare_engine(
     from megatron.flagscale.args import engine_parser
     from megatron.flagscale.checkpoint import async_save
     from megatron.flagscale.checkpoint.arguments import remember
+    from megatron.flagscale.checkpoint.huggingface import checkpoints_of
     from megatron.flagscale.checks import argument_problems
     from megatron.flagscale.chips import chip
     from megatron.flagscale.patching import has_te_or_apex
@@ -60,6 +61,8 @@ def prepare_engine(
     problems = argument_problems(args, Capabilities(has_chip, has_chip and fused, here.backend), own_parts)
     if problems:
         raise UserError(problems)
+    if base := checkpoints_of(args):
+        whole.append(f"--pretrained-checkpoint={base}")
     return [*_implied(args), *whole]
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from megatron.flagscale.args import PATCHES as args_patches
 from megatron.flagscale.build_tokenizer import PATCHES as tokenizer_patches
+from megatron.flagscale.checkpoint.load import PATCHES as load_patches
 from megatron.flagscale.checkpoint.not_saved import PATCHES as not_saved_patches
 from megatron.flagscale.checkpoint.optimizer_state import PATCHES as optimizer_patches
 from megatron.flagscale.checkpoint.parameter_groups import PATCHES as group_patches
-from megatron.flagscale.checkpoint.resume import PATCHES as resume_patches
 from megatron.flagscale.checkpoint.retention import PATCHES as retention_patches
 from megatron.flagscale.checkpoint.save import PATCHES as saving_patches
 from megatron.flagscale.chips import Chip, chip
@@ -53,7 +53,7 @@ _ALWAYS = (
     *schedule_patches,
     *steering_patches,
     *pass_patches,
-    *resume_patches,
+    *load_patches,
     *saving_patches,
     *retention_patches,
     *supervision_patches,

@@ -167,11 +167,6 @@ def test_pickles_are_never_read(peft: Path, base: Path) -> None:
     assert "adapter_model.bin is a pickle, which could run code" in message
 
 
-def test_a_base_that_a_training_cannot_load(peft: Path, base: Path) -> None:
-    message = refused(import_adapter, peft, base=base / "hf")
-    assert f"convert it first: tools/checkpoint/convert.py --load {base / 'hf'} --save FOLDER" in message
-
-
 def test_a_whole_model_is_not_an_adapter(base: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(base / "megatron", tmp_path / "from/megatron"))
     assert "not a checkpoint of an adapter (no `lora_rank`)" in refused(export_adapter, copy)

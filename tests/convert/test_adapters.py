@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flagscale.run.base import identity
+from flagscale.run.checkpoints import read_arguments as recorded_arguments
 from flagscale_testing.adapters import make_trained
 from flagscale_testing.conversion import CASES, VOCAB, same, tensors_of
 from megatron.flagscale.convert.adapter_conversion import export_adapter, import_adapter
@@ -117,6 +119,9 @@ def test_an_exported_adapter_comes_back_bit_for_bit(
     assert (args["lora_rank"], args["lora_alpha"], args["pretrained_checkpoint"]) == (RANK, ALPHA, str(base))
     assert {*args["lora_targets"]} == {*KINDS[name]}
     assert args["num_layers"] == 4
+    # The launcher and the ranks refuse another base.
+    recorded = recorded_arguments(find_checkpoint(tmp_path / "back")) or {}
+    assert recorded["lora_base"] == identity(find_checkpoint(base))
 
 
 @pytest.mark.parametrize("name", cases())
@@ -148,6 +153,21 @@ def test_peft_computes_the_merged_model(
     weights = dict(merged.named_parameters())
     for one, weight in by_peft.named_parameters():
         assert torch.allclose(weight, weights[one], rtol=1e-6, atol=1e-6), one
+
+
+def test_an_adapter_is_imported_for_a_training_on_a_hugging_face_folder(
+    models: Models, trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base, peft = models("Qwen2, 2.5"), trained("Qwen2, 2.5") / "peft"
+    import_adapter(peft, tmp_path / "on_hf", base=base / "hf")
+    import_adapter(peft, tmp_path / "on_megatron", base=base / "megatron")
+    ours, theirs = (stored(tmp_path / one) for one in ("on_hf", "on_megatron"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[one], theirs[one]) for one in ours)
+    args = read_arguments(find_checkpoint(tmp_path / "on_hf"))
+    assert args["pretrained_checkpoint"] == str(base / "hf")
+    assert "lora_base" not in args  # the folder's weights are identified once they are converted
+    assert args["num_layers"] == 4
 
 
 def test_an_adapter_that_peft_has_saved(models: Models, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from flagscale import cli
 from flagscale.run.checkpoint_list import list_checkpoints, losses_of
-from flagscale.run.checkpoints import TRACKER, folder_of
-from flagscale.run.manifest import RELEASE, write_manifest
+from flagscale.run.checkpoints import RELEASE, TRACKER, folder_of
+from flagscale.run.manifest import write_manifest
 from flagscale.run.retention import Retention
 from tests.unit.conftest import TINY_JOB
 from tests.unit.test_retention import save

@@ -67,6 +67,7 @@ EFFECTS_IN = {
     "node",
     "remote",
     "linux.py",
+    "engines/megatron/huggingface.py",  # the conversion, which knows the families of models
     "engines/megatron/own_arguments.py",  # the arguments of a user's own program
     "platforms/nvidia.py",
     "run/machine.py",

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from flagscale.checks.loading import loading_violations, too_few
-from flagscale.checks.resume import CONTENT, Saved, record, resume_violations
+from flagscale.checks.recorded import CONTENT, record
+from flagscale.checks.resume import Saved, resume_violations
 
 SAVED: dict[str, Any] = {
     "data_parallel_size": 4,

@@ -9,7 +9,8 @@ import pytest
 
 from flagscale.checks import lora
 from flagscale.checks.pictures import PARTS
-from flagscale.checks.resume import Saved, record, resume_notices, resume_violations
+from flagscale.checks.recorded import record
+from flagscale.checks.resume import Saved, resume_notices, resume_violations
 
 MLA = {"multi_latent_attention": True, "q_lora_rank": 8, "swiglu": True}
 GOOD: dict[str, Any] = {

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from flagscale.checks import resume
+from flagscale.checks import recorded
 from flagscale.checks.loading import RANKS
-from flagscale.checks.resume import CONTENT, TOKENIZER, Saved, record, resume_notices, resume_violations
+from flagscale.checks.recorded import CONTENT, TOKENIZER, record
+from flagscale.checks.resume import Saved, resume_notices, resume_violations
 from flagscale.checks.schedule import schedule
 from flagscale.config.catalog import Catalog
 from flagscale.run.checkpoints import ARGUMENTS, TRACKER, newest, read_arguments, write_arguments
@@ -332,8 +333,8 @@ def _dests(catalog: Catalog) -> dict[str, str]:
 
 def test_every_key_is_an_argument_of_a_training_program(catalog: Catalog) -> None:
     dests = {*_dests(catalog).values()}
-    assert set(resume.RECORDED) - {RANKS} <= dests
-    groups = (resume.SHAPE, resume.FUNCTION)
+    assert set(recorded.RECORDED) - {RANKS} <= dests
+    groups = (recorded.SHAPE, recorded.FUNCTION)
     assert not set(groups[0]) & set(groups[1])
 
 
@@ -343,8 +344,8 @@ def test_the_table_in_the_docs_is_the_table_of_the_code(catalog: Catalog) -> Non
     dests = _dests(catalog)
     rows = [{dests[key] for key in row} for row in keys]
     groups = (
-        *(resume.SHAPE, resume.FUNCTION, resume.PARTS_OF_MODEL, resume.FROZEN),
-        *(resume.OPTIMIZER, resume.NOTICE),
+        *(recorded.SHAPE, recorded.FUNCTION, recorded.PARTS_OF_MODEL, recorded.FROZEN),
+        *(recorded.OPTIMIZER, recorded.NOTICE),
     )
     assert rows == [set(group) for group in groups]
 

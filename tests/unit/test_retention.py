@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flagscale.run import retention
-from flagscale.run.checkpoints import TRACKER, folder_of, write_arguments
-from flagscale.run.manifest import RELEASE, candidates, write_manifest
+from flagscale.run.checkpoints import RELEASE, TRACKER, folder_of, write_arguments
+from flagscale.run.manifest import candidates, write_manifest
 from flagscale.run.retention import Retention, left_over, remove_rest, set_aside, why_kept
 
 

@@ -27,7 +27,9 @@ from flagscale.checks import (
     picture_data,
     pictures,
     pipeline,
+    pretrained,
     recompute,
+    recorded,
     resume,
     saving,
     sft,
@@ -48,6 +50,7 @@ from tests.unit import (
     test_hetero_layout,
     test_lora,
     test_pictures,
+    test_pretrained,
     test_recompute,
     test_resume,
     test_sft,
@@ -89,6 +92,7 @@ MODULES = (
     picture_data,
     pictures,
     pipeline,
+    pretrained,
     recompute,
     resume,
     saving,
@@ -172,6 +176,9 @@ def test_every_rule_has_an_example(
                 build({"hetero_process_meshes": test_hetero_layout.FLAT, **changes}, ranks=ranks)
         for changes, *_ in test_lora.WRONG:
             list(lora.lora_violations(test_lora.GOOD | changes))
+        for changes, *_ in test_pretrained.WRONG:
+            test_pretrained.found(changes, tmp_path)
+        test_pretrained.test_a_base_that_computes_something_else()
         for before, now, *_ in test_lora.OF_OTHERS:
             saved = resume.Saved("the checkpoint", {**test_lora.RUN, **before})
             list(resume.resume_violations(saved, test_lora.RUN | now))
@@ -201,7 +208,7 @@ def test_every_rule_has_an_example(
         test_vocabulary.test_a_tokenizer_that_cannot_be_read(tmp_path / "3", write_data)
         test_vocabulary.test_a_scan_that_takes_a_while_is_announced(tmp_path / "4", write_data, monkeypatch)
         for changes, *_ in (*test_resume.WRONG, *test_resume.NOTICED):
-            saved = resume.Saved("the checkpoint", resume.record(run, "data", "tokenizer"))
+            saved = resume.Saved("the checkpoint", recorded.record(run, "data", "tokenizer"))
             list(resume.resume_violations(saved, run | changes))
             list(resume.resume_notices(saved, run | changes))
         list(resume.resume_violations(saved, run | test_resume.OF_PICTURES))

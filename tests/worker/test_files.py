@@ -10,7 +10,7 @@ import pytest
 from flagscale.errors import UserError
 from flagscale.run.checkpoints import TRACKER
 from flagscale.run.manifest import MANIFEST, fault_of, write_manifest
-from megatron.flagscale.checkpoint.resume import choose
+from megatron.flagscale.checkpoint.choice import choose
 from megatron.flagscale.checkpoint.save import write_fault
 from megatron.flagscale.metrics.recorder import MetricsFile, progress_line
 

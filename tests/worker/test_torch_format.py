@@ -19,7 +19,7 @@ from flagscale.run.checkpoints import TRACKER
 from flagscale.run.manifest import MANIFEST, RANK_FILE, candidates, fault_of
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import MODELS, PP2, TP2
-from megatron.flagscale.checkpoint.resume import choose
+from megatron.flagscale.checkpoint.choice import choose
 from megatron.flagscale.checkpoint.torch_format import check_names, first_file
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a fixture waits for all its trainings

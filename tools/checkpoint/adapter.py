@@ -35,7 +35,7 @@ def _parser() -> ArgumentParser:
         help="folder of its base, to compare with; PEFT finds a Hugging Face folder by it",
     )
     brought = command("import", "write a folder of PEFT as a checkpoint to continue from", "folder of PEFT")
-    brought.add_argument("--base", type=Path, required=True, help="folder of its base's checkpoints")
+    brought.add_argument("--base", type=Path, required=True, help="folder of its base, in either format")
     merge = command(
         "merge", "write a model with the adapter in its weights", f"folder of PEFT, or {checkpoints}"
     )

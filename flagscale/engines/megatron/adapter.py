@@ -10,8 +10,10 @@ from typing import Any
 from flagscale import platforms, registry
 from flagscale.checks.data import data_remarks, inputs_of
 from flagscale.checks.degrees import degrees
+from flagscale.checks.lora import PRETRAINED
 from flagscale.checks.megatron import remarks
 from flagscale.checks.pictures import ENERGON, has_pictures
+from flagscale.checks.pretrained import CONVERTED
 from flagscale.checks.sft import is_instruction_tuning
 from flagscale.checks.tracking import EXPERIMENT, RUN_FILE, RUN_NAME, URI
 from flagscale.checks.worker import DATASETS, FORWARD_STEP, MODEL_CONFIG, with_defaults
@@ -252,6 +254,7 @@ def _folders(run_dir: RunDir) -> dict[str, Any]:
         "load": run_dir.checkpoints,
         "tensorboard_dir": run_dir.tensorboard,
         "metrics_file": run_dir.metrics,
+        CONVERTED: run_dir.converted,
     }
 
 
@@ -259,6 +262,7 @@ _ONLY_WITH = {
     "wandb_save_dir": "wandb_project",
     "wandb_exp_name": "wandb_project",
     "trace_dir": "profile",
+    CONVERTED: PRETRAINED,
     **dict.fromkeys((EXPERIMENT, RUN_NAME, RUN_FILE), URI),
 }
 """Keys whose default is passed on only if another key is set."""

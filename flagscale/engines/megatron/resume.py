@@ -11,26 +11,31 @@ from typing import Any
 from flagscale.checks.blend import content
 from flagscale.checks.degrees import degrees, model_size
 from flagscale.checks.loading import RANKS
-from flagscale.checks.lora import trains_adapters
-from flagscale.checks.resume import (
-    CONTENT,
-    TOKENIZER,
-    WITH_OPTIM,
-    Saved,
-    resume_notices,
-    resume_violations,
-    starts_over,
-)
+from flagscale.checks.lora import BASE, PRETRAINED, trains_adapters
+from flagscale.checks.pretrained import CONFIG, is_huggingface
+from flagscale.checks.recorded import CONTENT, TOKENIZER, WITH_OPTIM
+from flagscale.checks.resume import Saved, resume_notices, resume_violations, starts_over
 from flagscale.checks.vocabulary import tokenizer_of
+from flagscale.engines.megatron.huggingface import arguments_of
 from flagscale.errors import UserError, Violation
-from flagscale.run.checkpoints import TRACKER, folder_of, newest, read_arguments
+from flagscale.run.base import base_folder, identity
+from flagscale.run.checkpoints import RELEASE, TRACKER, folder_of, newest, read_arguments, tracked
 
 
 def violations(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
     """Yield each argument (by dest) that may not differ from the run that saved the checkpoint."""
     yield from _missing(values)
+    base, now = values.get(PRETRAINED), _now(values, world_size)
+    try:
+        if folder := _huggingface(values):
+            arguments_of(folder)
+        elif trains_adapters(values) and base and tracked(Path(base)):
+            now[BASE] = identity(base_folder(Path(base)))
+    except UserError as error:
+        yield from ((PRETRAINED, str(problem)) for problem in error.problems)
+        return
     for saved in _saved(values):
-        yield from resume_violations(saved, _now(values, world_size))
+        yield from resume_violations(saved, now)
 
 
 def notices(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
@@ -40,16 +45,23 @@ def notices(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
 
 
 def _missing(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield that the weights to start from are not there, unless the run has checkpoints of its own."""
-    named, load = values.get("pretrained_checkpoint"), values.get("load")
-    name = "load" if starts_over(values) else "pretrained_checkpoint"
-    folders = [folder for folder in (named, load) if folder]
-    if not values.get(name) or any(os.path.isfile(Path(folder) / TRACKER) for folder in folders):
+    """Yield that the weights to start from are not there, unless the run has all weights of its own."""
+    named, load = values.get(PRETRAINED), values.get("load")
+    name = "load" if starts_over(values) else PRETRAINED
+    folders = [folder for folder in (named, None if trains_adapters(values) else load) if folder]
+    is_there = any(os.path.isfile(Path(folder) / TRACKER) for folder in folders)
+    if not values.get(name) or is_there or _huggingface(values):
         return
     is_folder = os.path.isdir(values[name])
     what = f"no {TRACKER} in this folder: not a folder of checkpoints" if is_folder else "no such folder"
     why = f"`{WITH_OPTIM}` needs a checkpoint: " if name == "load" else ""
     yield name, f"{why}{values[name]}: {what}"
+
+
+def _huggingface(values: Mapping[str, Any]) -> Path | None:
+    """Return the Hugging Face folder from which the training starts; None if it starts from another one."""
+    folder = values.get(PRETRAINED)
+    return Path(folder) if folder and is_huggingface(folder) else None
 
 
 def restart_notices(values: Mapping[str, Any], max_restarts: int) -> Iterator[Violation]:
@@ -66,19 +78,22 @@ def _saved(values: Mapping[str, Any]) -> Iterator[Saved]:
 
     There may be none here: the worker, too, compares.
     """
-    step = values.get("ckpt_step")
-    for name in ("load", "pretrained_checkpoint"):
+    step, huggingface = values.get("ckpt_step"), _huggingface(values)
+    for name in ("load", PRETRAINED):
         if directory := values.get(name):
             has_step = name == "load" and step is not None
             folder = Path(directory) / folder_of(int(step or 0)) if has_step else newest(Path(directory))
             if folder:
                 stored = read_arguments(folder)
-                resumes = name == "load" and not starts_over(values)
-                is_base = name == "pretrained_checkpoint" and trains_adapters(values)
+                resumes = name == "load" and folder.name != RELEASE and not starts_over(values)
+                is_base = name == PRETRAINED and trains_adapters(values)
                 if stored:
                     yield Saved(f"the checkpoint {folder}", stored, resumes, is_base)
                 if not trains_adapters(values):
                     return
+    if huggingface:
+        is_base = trains_adapters(values)
+        yield Saved(str(huggingface / CONFIG), arguments_of(huggingface), False, is_base, is_huggingface=True)
 
 
 def _now(values: Mapping[str, Any], world_size: int) -> dict[str, Any]:

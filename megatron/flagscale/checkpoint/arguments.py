@@ -12,7 +12,7 @@ from typing import Any
 from flagscale.checks.blend import content
 from flagscale.checks.loading import RANKS
 from flagscale.checks.lora import BASE
-from flagscale.checks.resume import (
+from flagscale.checks.recorded import (
     CONTENT,
     KEEP,
     OVERRIDE,
@@ -20,11 +20,9 @@ from flagscale.checks.resume import (
     STRICTNESS,
     TOKENIZER,
     WITH_OPTIM,
-    Saved,
     record,
-    resume_notices,
-    resume_violations,
 )
+from flagscale.checks.resume import Saved, resume_notices, resume_violations
 from flagscale.checks.vocabulary import tokenizer_of
 from flagscale.errors import Problem, UserError
 from flagscale.run.checkpoints import read_arguments, write_arguments

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flagscale.checks.resume import KEEP
+from flagscale.checks.recorded import KEEP
 from megatron.flagscale.patching import Patch
 
 _RATES = ("max_lr", "min_lr", "start_wd", "end_wd")

@@ -1,117 +1,35 @@
-"""Choose the checkpoint that a run resumes from.
+"""Choose the checkpoint that a run loads, and compare it with the run.
 
 The trainer loads the checkpoint that its tracker file names. Here rank 0 first chooses the newest complete
-one (see `flagscale.run.manifest`), reports if newer ones are damaged, and removes what an interrupted save
-left.
+one (see `flagscale.run.manifest`), and reports if newer ones are damaged.
 """
 
 from __future__ import annotations
 
-import functools
-import shutil
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flagscale.checks.lora import trains_adapters
-from flagscale.checks.resume import STRICT
+from flagscale.checks.recorded import STRICT
 from flagscale.errors import UserError
-from flagscale.files import write_atomic
-from flagscale.run.checkpoints import TRACKER, folder_of, tracked
-from flagscale.run.manifest import (
-    RELEASE,
-    Candidate,
-    candidates,
-    fault_of,
-    is_torch_format,
-)
+from flagscale.run.base import base_folder, identity
+from flagscale.run.checkpoints import RELEASE, TRACKER, folder_of, tracked
+from flagscale.run.manifest import is_torch_format
 from megatron.flagscale.checkpoint.arguments import compare, remember_base
-from megatron.flagscale.checkpoint.base import base_folder, identity
+from megatron.flagscale.checkpoint.choice import Choice, choose
 from megatron.flagscale.checkpoint.torch_format import (
     TORCH,
     TORCH_DIST,
     check_layout,
-    check_names,
     saved_arguments,
 )
-from megatron.flagscale.checkpoint.with_optimizer import check_state, is_start, load_with_optimizer
-from megatron.flagscale.patching import Patch
+from megatron.flagscale.checkpoint.vocabulary import check_padding, check_tokens
+from megatron.flagscale.checkpoint.with_optimizer import check_state, is_start
 from megatron.flagscale.steering.bad_loss import RECENT
 
 CONSUMED_TOKENS = "consumed_train_tokens"
 """The argument, saved with all others, that holds the tokens of a run whose samples differ in length."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The checkpoint to load (None to start from scratch), and the notices to print about the choice."""
-
-    iteration: int | None
-    notices: tuple[str, ...] = ()
-
-
-def choose(directory: Path, owned: bool, wanted: int | None = None) -> Choice:
-    """Choose the newest usable checkpoint of a directory, or the `wanted` iteration.
-
-    In a directory this run also saves to (`owned`), unfinished folders newer than the choice are removed,
-    damaged ones are renamed, and the tracker file is updated. Raises `UserError` if there are checkpoints but
-    none can be used: starting over would overwrite them.
-    """
-    if tracked(directory) == RELEASE:
-        if fault := fault_of(directory / RELEASE):
-            raise UserError(f"the checkpoint {directory / RELEASE} cannot be used: {fault}")
-        return Choice(None)
-    rejected: list[Candidate] = []
-    for candidate in candidates(directory):
-        if wanted is not None and candidate.iteration != wanted:
-            continue
-        if candidate.usable:
-            if owned and wanted is None:
-                notices = [_set_aside(other.path, other.fault, other.unfinished) for other in rejected]
-                _point_at(directory, candidate.iteration)
-            else:
-                notices = [f"checkpoint {other.path} is not used: {other.fault}" for other in rejected]
-            if any(not other.unfinished for other in rejected):
-                notices.append(f"falling back to the complete checkpoint of iteration {candidate.iteration}")
-            return Choice(candidate.iteration, tuple(notices))
-        rejected.append(candidate)
-    damaged = [candidate for candidate in rejected if not candidate.unfinished]
-    if wanted is not None:
-        reason = rejected[0].fault if rejected else "not found"
-        raise UserError(f"the checkpoint of iteration {wanted} in {directory} cannot be used: {reason}")
-    # In the `torch` format, nothing but the tracker shows whether a checkpoint is complete.
-    unknown = not owned and any(is_torch_format(candidate.path) for candidate in rejected)
-    if damaged or unknown or (directory / TRACKER).is_file():
-        reported = (
-            "; ".join(f"{candidate.path.name}: {candidate.fault}" for candidate in rejected)
-            or "no checkpoint folder found"
-        )
-        raise UserError(
-            f"no checkpoint in {directory} can be used ({reported}). To start over, move this folder away."
-        )
-    if owned:
-        return Choice(None, tuple(_set_aside(other.path, other.fault, True) for other in rejected))
-    return Choice(None)
-
-
-def _set_aside(folder: Path, fault: str, unfinished: bool) -> str:
-    if unfinished and not is_torch_format(folder):
-        shutil.rmtree(folder)
-        return f"removed {folder}: {fault}"
-    # In the `torch` format, a tracker that was set back or left out looks the same as an unfinished save.
-    state = "unfinished" if unfinished else "damaged"
-    spare = folder.with_name(f"{folder.name}.{state}")
-    if spare.exists():
-        shutil.rmtree(spare)
-    folder.rename(spare)
-    return f"checkpoint {folder} is {state} ({fault}); renamed to {spare.name}"
-
-
-def _point_at(directory: Path, iteration: int) -> None:
-    if tracked(directory) != str(iteration):
-        write_atomic(directory / TRACKER, str(iteration))
 
 
 @dataclass(frozen=True)
@@ -153,6 +71,13 @@ def prepared(args: Any) -> Load:
     if not _prepared:
         _prepared.append(prepare_load(args))
     return _prepared[0]
+
+
+def taken(args: Any) -> Load:
+    """Return the same for the load itself; a later load chooses again."""
+    found = prepared(args)
+    _prepared.clear()
+    return found
 
 
 def prepare_load(args: Any) -> Load:
@@ -250,9 +175,9 @@ def _loadable(folder: Path, args: Any, *, is_own: bool, is_base: bool = False) -
         print(f"flagscale: {notice}", flush=True)
     vocabulary = saved.get("padded_vocab_size")
     if resumes or is_new:
-        _check_vocabulary(folder, vocabulary, args)
+        check_padding(folder, vocabulary, args)
     if is_base:
-        _check_tokens(folder, vocabulary)
+        check_tokens(folder, vocabulary)
     # Otherwise the engine may keep initial values: of padding tokens, or of tensors that it does not find.
     is_whole = vocabulary == args.padded_vocab_size and args.dist_ckpt_strictness in STRICT
     if not resumes:
@@ -271,110 +196,3 @@ def _saved_arguments(folder: Path) -> dict[str, Any]:
     except Exception as error:  # the engine's own, and those of a damaged file
         raise UserError(f"{folder}: its arguments cannot be read: {error}") from error
     return dict(vars(found)) if found else {}
-
-
-def _check_vocabulary(folder: Path, saved: int | None, args: Any) -> None:
-    """Raise `UserError` if the run has a different number of padding tokens than the checkpoint (`saved`).
-
-    The engine pads the vocabulary to a multiple that grows with tensor parallelism, and silently cuts or
-    fills the saved weights. But padding tokens take part in the softmax, so the loss would jump.
-    """
-    from megatron.training.global_vars import get_tokenizer
-
-    if saved in (None, args.padded_vocab_size):
-        return
-    what = f"{folder} has a padded vocabulary of {saved} tokens, but this run has {args.padded_vocab_size}"
-    if get_tokenizer().vocab_size > saved:
-        raise UserError(
-            f"{what}: the tokenizer is different. With `finetune: true` a new training starts from it."
-        )
-    if saved % args.tensor_model_parallel_size:
-        raise UserError(f"{what}: choose a tensor parallel size that divides {saved}.")
-    multiple = saved // args.tensor_model_parallel_size
-    raise UserError(f"{what}: set `make_vocab_size_divisible_by: {multiple}`.")
-
-
-def _check_tokens(folder: Path, saved: int | None) -> None:
-    """Raise `UserError` if the tokenizer has tokens that a base (of `saved` tokens) does not have."""
-    from megatron.training.global_vars import get_tokenizer
-
-    if saved is not None and (size := get_tokenizer().vocab_size) > saved:
-        what = f"the base {folder} has {saved} tokens, but the tokenizer has {size}"
-        raise UserError(f"{what}, and adapters do not train embeddings: use the tokenizer of the base")
-
-
-def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def load_checkpoint(model: Any, *positional: Any, **named: Any) -> Any:
-        from megatron.training import get_args
-
-        args = get_args()
-        found = _prepared.pop() if _prepared else prepare_load(args)
-        folder = found.folder
-        setattr(args, CONSUMED_TOKENS, found.tokens)
-        setattr(args, RECENT, [*found.losses])
-        is_new = is_start(folder, args)
-        if (
-            args.ckpt_step is not None
-            and args.train_iters
-            and args.ckpt_step >= args.train_iters
-            and not args.finetune
-            and not is_new
-        ):
-            if args.rank == 0:
-                done = f"{args.load} already contains iteration {args.ckpt_step} of {args.train_iters}"
-                print(f"flagscale: nothing left to do: {done}")
-            sys.exit(0)
-        if found.base is not None:
-            if folder is None:
-                return 0, 0  # the base is loaded, and its adapters are new
-            named["strict"] = False  # the checkpoint has no other weights
-        load = functools.partial(load_with_optimizer, original, folder) if is_new and folder else original
-        if folder is None or not is_torch_format(folder):
-            return load(model, *positional, **named)
-        _check_own_file(folder, model)
-        try:
-            return load(model, *positional, **named)
-        except SystemExit:
-            # The engine prints the reason, and would end the run with exit code 0.
-            raise UserError(f"{folder}: the checkpoint could not be loaded; see the output above") from None
-
-    return load_checkpoint
-
-
-def _check_own_file(folder: Path, model: Any) -> None:
-    """Check the tensors of this rank's file in a checkpoint in the `torch` format."""
-    from megatron.core.utils import unwrap_model
-    from megatron.training.checkpointing import get_checkpoint_name
-
-    number = folder.name.removeprefix("iter_")
-    named = {"release": True} if folder.name == RELEASE else {}
-    file = get_checkpoint_name(str(folder.parent), 0 if named else int(number), **named)
-    check_names(Path(file), unwrap_model(model))
-
-
-def _compare_the_padded_size_only(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def check(checkpoint_args: Any, skip_args: set[str] | None = None) -> None:
-        original(checkpoint_args, {*(skip_args or ()), "make_vocab_size_divisible_by"})
-
-    return check
-
-
-PATCHES = (
-    Patch(
-        "megatron.training.training:load_checkpoint",
-        _choose_before_loading,
-        "It trusts the tracker file: if the newest checkpoint is damaged, the run ends despite older ones.",
-        "worker",
-        until="the trainer verifies checkpoints before it loads one",
-    ),
-    Patch(
-        "megatron.training.checkpointing:check_checkpoint_args",
-        _compare_the_padded_size_only,
-        "With a vocabulary file it requires the same padding multiple, which gives a different padded size "
-        "with another tensor parallel size. Only the padded size has to stay the same, and it is compared.",
-        "worker",
-        until="it compares the padded size for every tokenizer",
-    ),
-)

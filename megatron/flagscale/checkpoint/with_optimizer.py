@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flagscale.checks.resume import WITH_OPTIM, starts_over
+from flagscale.checks.recorded import WITH_OPTIM
+from flagscale.checks.resume import starts_over
 from flagscale.errors import UserError
-from flagscale.run.manifest import RELEASE
+from flagscale.run.checkpoints import RELEASE
 
 _STATE = ("params", "step")
 """What a parameter group holds besides settings; `step` counts the updates in some optimizers."""

@@ -9,11 +9,11 @@ from typing import Any
 
 from flagscale.checks.lora import BASE
 from flagscale.errors import Problem, UserError
+from flagscale.run.base import identity
 from flagscale.run.checkpoints import read_arguments as recorded_arguments
 from flagscale.run.manifest import is_torch_format
-from megatron.flagscale.checkpoint.base import identity
 from megatron.flagscale.convert.adapters import Adapter, Lora, Projection, settings_problems
-from megatron.flagscale.convert.checkpoints import find_checkpoint
+from megatron.flagscale.convert.checkpoints import find_checkpoint, is_checkpoint
 from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.torch_dist_reader import StoredTensors, read_arguments
@@ -71,17 +71,19 @@ def check_gaps(adapter: Adapter, where: str) -> None:
 def write_checkpoint(folder: Path, adapter: Adapter, arguments: Mapping[str, Any], base: Path) -> int:
     """Write an adapter as a checkpoint without an iteration; return the number of bytes of its tensors.
 
-    `arguments` are those that a checkpoint of the base holds, `base` is the folder of its checkpoints.
+    `arguments` are those that a checkpoint of the base holds, `base` is its folder. If it holds checkpoints,
+    their weights are identified, so that a training refuses another base.
     """
     lora, total = adapter.lora, 0
-    own = {
+    own: dict[str, Any] = {
         "lora_rank": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "lora_targets": [*adapter.kinds],
         "pretrained_checkpoint": str(base),
-        BASE: identity(find_checkpoint(base)),
     }
+    if is_checkpoint(base):
+        own[BASE] = identity(find_checkpoint(base))
     with closing(TorchDistWriter(folder)) as writer:
         for projection in adapter.projections:
             for name, tensor in zip(names(projection), adapter.read(projection), strict=True):

@@ -74,17 +74,13 @@ def _notices(adapter: Adapter, of_experts: set[str]) -> Iterator[str]:
 def import_adapter(load: Path, save: Path, *, base: Path, overwrite: bool = False) -> ConvertedAdapter:
     """Write the adapter in a folder of PEFT to a new folder of checkpoints, which a training continues from.
 
-    `base` is the folder of the checkpoints of its base.
+    `base` is the folder of its base, in either format; a training with it loads the same folder.
 
     Raises:
         UserError: the adapter cannot be imported; lists all reasons. Nothing is written.
     """
     if not peft_folder.is_folder(load):
         raise UserError(f"{load}: not a folder of PEFT (no {peft_folder.CONFIG})")
-    if format_of(base) == HUGGINGFACE:
-        hint = f"convert it first: tools/checkpoint/convert.py --load {base} --save FOLDER"
-        what = "a training needs its base as a Megatron checkpoint"
-        raise UserError([Problem(what, f"--base {base}", hint)])
     adapter = peft_folder.open_folder(load, model_in(base))
     adapter_checkpoint.check_gaps(adapter, str(load))
     with complete_folder(save, overwrite, load, base) as folder:

@@ -6,14 +6,8 @@ from pathlib import Path
 from types import ModuleType
 
 from flagscale.errors import UserError
-from flagscale.run.checkpoints import TRACKER, tracked
-from flagscale.run.manifest import (
-    MANIFEST,
-    RELEASE,
-    candidates,
-    fault_of,
-    is_torch_format,
-)
+from flagscale.run.checkpoints import RELEASE, TRACKER, tracked
+from flagscale.run.manifest import MANIFEST, candidates, fault_of, is_torch_format
 from megatron.flagscale.convert import torch_dist, torch_ranks
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
-from flagscale.run.manifest import RELEASE
+from flagscale.run.checkpoints import RELEASE
 from flagscale.run.rundir import RunDir
 from megatron.flagscale.convert.assembled import Assembled
 from megatron.flagscale.convert.checkpoints import is_checkpoint

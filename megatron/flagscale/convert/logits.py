@@ -1,7 +1,7 @@
 """Compare the logits of both sides of a conversion; the trainer's own model computes those of a checkpoint.
 
-It runs in a separate process (`python -m megatron.flagscale.convert.logits ...`), because a process can hold
-only one of Megatron's models.
+It runs in a separate process (`megatron.flagscale.convert.forward`), because a process can hold only one of
+Megatron's models.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from megatron.flagscale.convert.picture_sample import PictureSample, sample_of
 
 TOLERANCE = 1e-4
 _LENGTH = 64
+_FORWARD = "megatron.flagscale.convert.forward"
 _LEFT_OUT = ("bf16", "fp16", "mtp_num_layers")
 """Arguments of a training without which its model computes these logits: it runs in fp32, and layers for
 multi-token prediction take no part."""
@@ -88,7 +89,7 @@ def megatron_logits(
         argv = ["--load", str(checkpoint.resolve().parent), *_argv(arguments, tokens)]
         if checkpoint.name.startswith("iter_"):
             argv += ["--ckpt-step", str(int(checkpoint.name.removeprefix("iter_"))), "--finetune"]
-        command = [sys.executable, "-m", __name__, str(given), str(answer), *argv]
+        command = [sys.executable, "-m", _FORWARD, str(given), str(answer), *argv]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment())
         if not answer.exists():
             raise RuntimeError(f"Megatron's model failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
@@ -114,50 +115,3 @@ def _environment() -> dict[str, str]:
         port = probe.getsockname()[1]
     where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     return {**os.environ, **where, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-
-
-def forward(tokens: torch.Tensor, pictures: Mapping[str, Any] | None, argv: list[str]) -> torch.Tensor:
-    """Build the model that the worker's arguments describe, load it, and run it on tokens without dropout.
-
-    `pictures` is `PictureSample.of_megatron` for a model with pictures.
-    """
-    from megatron.flagscale.bootstrap import adapt, prepare_engine
-
-    sys.argv[1:] = prepare_engine(argv)
-
-    from megatron.core.enums import ModelType
-    from megatron.core.process_groups_config import ProcessGroupCollection
-    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
-    from megatron.training.initialize import initialize_megatron
-    from megatron.training.training import setup_model_and_optimizer
-
-    from megatron.flagscale.args import parse
-    from megatron.flagscale.convert.picture_sample import media_of, picture_config
-
-    args = parse()
-    model_config = picture_config(args, pictures) if pictures else gpt_config_from_args(args)
-    adapt(model_config, args)
-    initialize_megatron(allow_no_cuda=True)
-    (model,), _, _ = setup_model_and_optimizer(
-        ModelType.encoder_or_decoder,
-        cfg_container=pretrain_cfg_container_from_args(args, model_config),
-        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
-    )
-    model.eval()
-    device = next(model.parameters()).device
-    tokens = tokens.to(device)
-    positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
-    media = {"media": media_of(pictures, device)} if pictures else {}
-    with torch.no_grad():
-        logits: torch.Tensor = model(tokens, positions, None, **media)
-    return logits.float().cpu()
-
-
-def main(argv: list[str]) -> None:
-    """Read tokens from a file and write their logits to another; `argv` is `TOKENS ANSWER ARGUMENTS...`."""
-    given, answer, *arguments = argv
-    torch.save(forward(**torch.load(given, weights_only=True), argv=arguments), answer)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

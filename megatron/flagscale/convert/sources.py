@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flagscale.errors import Problem, UserError
-from flagscale.run.manifest import RELEASE
+from flagscale.run.checkpoints import RELEASE
 from megatron.flagscale.convert.checkpoints import find_checkpoint, reader_of
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.hf_pictures import TEXT

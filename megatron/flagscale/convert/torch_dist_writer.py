@@ -22,8 +22,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from flagscale.run.checkpoints import TRACKER
-from flagscale.run.manifest import RELEASE, write_manifest
+from flagscale.checks.lora import BASE
+from flagscale.checks.recorded import record
+from flagscale.run.checkpoints import RELEASE, TRACKER, write_arguments
+from flagscale.run.manifest import write_manifest
 from megatron.flagscale.convert.torch_dist_reader import COMMON
 
 _FILE_BYTES = 4 * 2**30
@@ -78,7 +80,7 @@ class TorchDistWriter:
         return (self._folder / f"__0_{self._files - 1}.distcp").open("wb")
 
     def finish(self, arguments: Mapping[str, Any]) -> None:
-        """Write everything else that a checkpoint needs: common state, metadata, manifest, tracker."""
+        """Write everything else that a checkpoint needs: common state, metadata, record, tracker."""
         self.write_object(COMMON, [_common_state(arguments)])
         self._file.close()
         metadata = Metadata(self._tensors, storage_data=self._places, version="1.0.0")
@@ -87,6 +89,8 @@ class TorchDistWriter:
         (self._folder / "metadata.json").write_text(
             json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1})
         )
+        base = {BASE: arguments[BASE]} if BASE in arguments else {}
+        write_arguments(self._folder, {**base, **record(arguments)})
         write_manifest(self._folder)
         (self._root / TRACKER).write_text(RELEASE)
 
