@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from flagscale.checks.loss_masks import MASKS, TEXT
+from flagscale.checks.mask_files import MASKS, TEXT
 from flagscale_testing.pairs import write_pair
 
 Conversation = tuple[list[int], list[int]]

@@ -19,6 +19,7 @@ from typing import Any
 from flagscale.checks import indexed
 from flagscale.checks.energon_blend import blend_content
 from flagscale.checks.facts import identity
+from flagscale.checks.mask_files import masks_to_read
 from flagscale.checks.pictures import has_pictures
 from flagscale.errors import Violation
 from flagscale.files import read_regular_text
@@ -72,7 +73,8 @@ def named_files(values: Mapping[str, Any], cwd: Path = Path()) -> list[tuple[str
 def content(values: Mapping[str, Any], cwd: Path = Path(), *, only_train: bool = False) -> str:
     """Return what identifies the content of all files of data, wherever they are.
 
-    It is "" without files, and if a file is missing here. `only_train` leaves out the data of other splits.
+    It is "" without files, and if a file is missing here. Loss masks that the training reads belong to it.
+    `only_train` leaves out the data of other splits.
     """
     if has_pictures(values):
         return " ".join(blend_content(cwd / path, "train") for path in values.get("data_path") or ())
@@ -83,9 +85,11 @@ def content(values: Mapping[str, Any], cwd: Path = Path(), *, only_train: bool =
             continue
         with suppress(ValueError):
             for prefix in Blend(argument, split, *parse(words)).files(cwd):
-                if indexed.problems(prefix):
+                masks = masks_to_read(values, prefix)
+                pairs = [prefix] if masks is None else [prefix, masks]
+                if any(indexed.problems(pair) for pair in pairs):
                     return ""
-                found.append(identity(prefix))
+                found += map(identity, pairs)
     return hashlib.sha256(" ".join(found).encode()).hexdigest() if found else ""
 
 

@@ -11,18 +11,14 @@ from flagscale.checks import blend, blend_rules, picture_data, vocabulary
 from flagscale.checks.blend import named_files
 from flagscale.checks.blend_rules import blend_violations, list_violations, size_violations
 from flagscale.checks.indexed import bin_path, problems
-from flagscale.checks.loss_masks import SEPARATE, separate_remarks, separate_violations
+from flagscale.checks.loss_masks import separate_remarks, separate_violations
+from flagscale.checks.mask_files import NO_PACKING, SEPARATE
 from flagscale.checks.model_folder import folder_violations, is_path
 from flagscale.checks.picture_data import picture_data_violations, picture_remarks
 from flagscale.checks.picture_prompts import PictureBatch, picture_problems
 from flagscale.checks.pictures import has_pictures
 from flagscale.checks.prompts import read_prompts
-from flagscale.checks.sft import (
-    NO_PACKING,
-    conversation_remarks,
-    conversation_violations,
-    is_instruction_tuning,
-)
+from flagscale.checks.sft import conversation_remarks, conversation_violations, is_instruction_tuning
 from flagscale.errors import Violation
 
 _TOKENIZER_FILES = {vocabulary.OF_FILES: ("vocab_file", "merge_file")}

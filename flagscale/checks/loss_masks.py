@@ -1,8 +1,4 @@
-"""Loss masks in a pair of their own, beside the text that they belong to.
-
-`<x>_text_document` holds token ids, `<x>_loss_mask_document` a number for each of them: not 0 if the model
-learns to write this token. FlagScale v0.6.0 had the same names.
-"""
+"""Rules for loss masks in a pair of their own, beside the text that they belong to (see mask_files.py)."""
 
 from __future__ import annotations
 
@@ -11,26 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks.blend import OBJECT_STORAGE, named_files, read_lists
-from flagscale.checks.indexed import bin_path, idx_path, lengths, problems
+from flagscale.checks.indexed import bin_path, lengths, problems
+from flagscale.checks.mask_files import SEPARATE, TEXT, has_masks, mask_prefix
 from flagscale.errors import Violation
 
-SEPARATE = "apply_sft_dataset_separated_loss_mask_if_existed"
-"""The argument of v0.6.0 with which `train_gpt` reads such masks, if they exist."""
-TEXT, MASKS = "_text_document", "_loss_mask_document"
 _CHUNK = 1 << 22
-
-
-def mask_prefix(prefix: Path) -> Path | None:
-    """Return the prefix of the masks of a text; None if its name does not end with `TEXT`."""
-    if not prefix.name.endswith(TEXT):
-        return None
-    return prefix.with_name(prefix.name.removesuffix(TEXT) + MASKS)
-
-
-def has_masks(prefix: Path) -> bool:
-    """Return whether a text has masks beside it; one file of the two is enough, which others report."""
-    masks = mask_prefix(prefix)
-    return masks is not None and (idx_path(masks).exists() or bin_path(masks).exists())
 
 
 def mask_problem(prefix: Path) -> str:

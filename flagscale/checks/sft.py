@@ -13,26 +13,19 @@ from typing import Any
 from flagscale.checks.blend import blends, named_files
 from flagscale.checks.hetero.keys import MESHES
 from flagscale.checks.indexed import lengths, problems
-from flagscale.checks.loss_masks import (
-    SEPARATE,
-    TEXT,
-    has_masks,
-    mask_prefix,
-    mask_problem,
-    remote_violations,
-)
+from flagscale.checks.loss_masks import mask_problem, remote_violations
+from flagscale.checks.mask_files import NO_PACKING, SEPARATE, TEXT, has_masks, mask_prefix
 from flagscale.checks.packing import sequences_of
 from flagscale.errors import Violation
 
 PROGRAM = "megatron.flagscale.train_gpt_sft"
-NO_PACKING = "no_packing"
-"""The argument (by dest) of each program with these rules: one conversation per sample."""
 _MASKS = "the masks beside the data say which tokens are learnt"
 _LENGTHS = "the lengths of conversations are read at each start"
 REFUSED: Mapping[str, tuple[Any, str]] = {
     "mock_data": (False, "give pairs that tools/datasets/chat.py has made"),
     "eod_mask_loss": (False, _MASKS),
     SEPARATE: (False, f"{_MASKS}, always"),
+    "allow_ambiguous_pad_tokens": (False, "padding is not found by its id"),
     "dataloader_fast_cache_load": (False, _LENGTHS),
     "dataloader_defer_npy_index_mmap": (False, _LENGTHS),
     "mtp_num_layers": (None, "prediction heads would read across conversations"),
@@ -59,6 +52,9 @@ def sft_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if (layers := values.get("transformer_impl")) != "torch":
         what = f"`transformer_impl: {layers}` is not supported with `{PROGRAM}`"
         yield "transformer_impl", f"{what}; use `torch`, whose attention keeps conversations apart"
+    if (loader := values.get("dataloader_type")) not in (None, "single"):
+        what = f"`dataloader_type: {loader}` cannot be used with `{PROGRAM}`"
+        yield "dataloader_type", f"{what}: samples come in another order in each epoch anyway; remove it"
     for name in _OF_PACKING:
         if values.get(NO_PACKING) and values.get(name):
             yield name, f"`{name}` has no effect with `{NO_PACKING}`: a sample has one document; remove it"

@@ -15,7 +15,7 @@ from flagscale.checks.data import data_violations
 from flagscale.checks.latent import latent_violations
 from flagscale.checks.layers import cpu_violations, local_violations, torch_violations
 from flagscale.checks.lora import lora_violations
-from flagscale.checks.loss_masks import SEPARATE
+from flagscale.checks.mask_files import SEPARATE
 from flagscale.checks.megatron import program_violations, silent_violations
 from flagscale.checks.pictures import has_pictures, picture_violations
 from flagscale.checks.pretrained import pretrained_violations

@@ -17,7 +17,7 @@ from megatron.training import get_args, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
 from flagscale.checks.blend import content
-from flagscale.checks.loss_masks import SEPARATE
+from flagscale.checks.mask_files import SEPARATE
 from flagscale.errors import UserError
 from megatron.flagscale.checks import data_problems
 from megatron.flagscale.chips import chip

@@ -10,7 +10,7 @@ import torch
 from megatron.core.datasets.gpt_dataset import GPTDataset
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from flagscale.checks.loss_masks import has_masks, mask_prefix
+from flagscale.checks.mask_files import has_masks, mask_prefix
 
 
 class ContentGPTDataset(GPTDataset):

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from flagscale.checks import sft
+from flagscale.checks.blend import content
 from flagscale.checks.data import data_violations, input_violations, inputs_of
-from flagscale.checks.loss_masks import SEPARATE, mask_prefix, separate_remarks
+from flagscale.checks.loss_masks import separate_remarks
+from flagscale.checks.mask_files import SEPARATE, mask_prefix
+from flagscale.checks.resume import CONTENT, Saved, resume_notices
 from flagscale.config.catalog import Catalog
 from flagscale.errors import Violation
 from flagscale.values import Job
@@ -25,6 +28,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     *(({name: 1 if name == "mtp_num_layers" else True}, name, "cannot be used with") for name in sft.REFUSED),
     ({"calculate_per_token_loss": False}, "calculate_per_token_loss", "is required: samples differ in"),
     ({"transformer_impl": "transformer_engine"}, "transformer_impl", "use `torch`, whose attention"),
+    ({"dataloader_type": "cyclic"}, "dataloader_type", "samples come in another order in each epoch anyway"),
+    ({"dataloader_type": "external"}, "dataloader_type", "cannot be used with"),
+    ({"allow_ambiguous_pad_tokens": True}, "allow_ambiguous_pad_tokens", "padding is not found by its id"),
     ({"no_packing": True, "reset_position_ids": True}, "reset_position_ids", "has no effect with"),
     ({"no_packing": True, "reset_attention_mask": True}, "reset_attention_mask", "has no effect with"),
 ]
@@ -178,6 +184,23 @@ def test_a_pretraining_names_data_without_masks(tmp_path: Path, write_data: Call
     assert "plain has no loss masks (its name does not end with" in remarks[0]
     assert "train_loss_mask_document does not exist): all of its tokens are learnt" in remarks[1]
     assert list(remarks_of(values | {SEPARATE: False}, tmp_path)) == []
+
+
+def test_other_masks_are_other_data(tmp_path: Path) -> None:
+    write_conversations(tmp_path / "train", SOUND)
+    named = {"train_data_path": ["train_text_document"]}
+    plain, separate = {**PLAIN, **named}, {**PLAIN, **named, SEPARATE: True}
+    readers = ({**JOB, **named}, separate, plain)
+    before = [content(values, tmp_path) for values in readers]
+    write_masks(tmp_path, [6, 4, 4], bytes([0, 1] * 7))
+    after = [content(values, tmp_path) for values in readers]
+    assert [one != other for one, other in zip(before, after, strict=True)] == [True, True, False]
+    without_masks(tmp_path)
+    assert content(separate, tmp_path) == content(plain, tmp_path) == after[2]
+    saved = Saved("the checkpoint", {**JOB, **named, CONTENT: before[0]})
+    ((argument, what),) = resume_notices(saved, {**JOB, **named, CONTENT: after[0]})
+    assert argument == "train_data_path"
+    assert "was trained with other data" in what
 
 
 def test_masks_have_the_name_of_their_text() -> None:

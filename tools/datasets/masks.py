@@ -9,7 +9,8 @@ import numpy as np
 
 from flagscale.checks import indexed
 from flagscale.checks.facts import facts
-from flagscale.checks.loss_masks import has_masks, mask_prefix, mask_problem
+from flagscale.checks.loss_masks import mask_problem
+from flagscale.checks.mask_files import has_masks, mask_prefix
 
 _MOST_TOKENS = 1 << 24
 """That are read at a time."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flagscale.checks.loss_masks import MASKS, SEPARATE, TEXT
-from flagscale.checks.sft import NO_PACKING
+from flagscale.checks.mask_files import MASKS, NO_PACKING, SEPARATE, TEXT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

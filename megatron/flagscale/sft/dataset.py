@@ -13,12 +13,12 @@ from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.datasets.utils import Split
 from numpy.typing import NDArray
 
-from flagscale.checks.loss_masks import mask_prefix
+from flagscale.checks.mask_files import mask_prefix
 from megatron.flagscale.sft.packing import Packing, one_each, packed, shuffled
 from megatron.flagscale.sft.sample import sample_of
 
 _EPOCHS = 4
-"""Orders of epochs that are kept: readers are in one epoch, or at the border of two, except for `cyclic`."""
+"""Orders of epochs that are kept: readers are in one epoch, or at the border of two."""
 
 
 @dataclass
