@@ -23,6 +23,7 @@ from flagscale.checks.schedule import unit_of
 from flagscale.checks.sft import PROGRAM
 from flagscale.checks.stablelm2 import stablelm2_remarks
 from flagscale.checks.steering import steering_remarks
+from flagscale.checks.tracing import tracing_remarks
 from flagscale.errors import Violation, nearest
 
 _REQUIRED = {
@@ -76,6 +77,7 @@ def remarks(values: Mapping[str, Any], given: Collection[str] = ()) -> Iterator[
     yield from ineffective_remarks(values, given)
     yield from stablelm2_remarks(values)
     yield from steering_remarks(values)
+    yield from tracing_remarks(values)
 
 
 LEAST: Mapping[str, int] = {

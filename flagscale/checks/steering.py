@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from flagscale.errors import Violation
@@ -115,3 +116,20 @@ def steering_remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
     is_rollback = values.get(ON_BAD_LOSS) == ROLLBACK
     if not is_rollback and values.get(MAX_ROLLBACKS) not in (None, DEFAULT_ROLLBACKS):
         yield MAX_ROLLBACKS, f"has no effect without `{ON_BAD_LOSS}: {ROLLBACK}`"
+    for name, unit in ((SAMPLES, "samples"), (ITERATIONS, "iterations")):
+        total = _total(values, name)
+        with suppress(ValueError):  # which `steering_violations` reports
+            late = [list(one) for one in ranges_of(values.get(name)) if total and one[0] >= total]
+            if late:
+                shown = ", ".join(map(str, late))
+                yield name, f"has no effect on {shown}: the training has {unit} 0 to {total - 1}"
+
+
+def _total(values: Mapping[str, Any], name: str) -> int:
+    """Return how many samples or iterations a training has; 0 if the arguments do not show it."""
+    iters, samples = values.get("train_iters") or 0, values.get("train_samples") or 0
+    if name == ITERATIONS or samples:
+        return int(iters if name == ITERATIONS else samples)
+    return (
+        0 if values.get("step_batch_size_schedule") else int(iters * (values.get("global_batch_size") or 0))
+    )

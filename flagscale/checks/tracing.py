@@ -17,6 +17,8 @@ _OF_TORCH = (
 )
 _OF_NSYS = {"record_shapes": "pytorch_profiler_collect_shapes", "nvtx_ranges": ""}
 """Arguments for NVIDIA's profiler, and those for torch's with the same meaning."""
+_MANY = 10
+"""Iterations above which a trace deserves a notice."""
 
 
 def tracing_violations(values: Mapping[str, Any], has_chip: bool) -> Iterator[Violation]:
@@ -51,6 +53,18 @@ def tracing_violations(values: Mapping[str, Any], has_chip: bool) -> Iterator[Vi
         yield END, f"{what}: iterations {START} to {END} - 1 are recorded"
     elif until is not None and start > until:
         yield START, f"`{START}` {start} is after the last iteration, {until}: nothing would be recorded"
+
+
+def tracing_remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield what a user may not expect of a trace: that it is shorter than asked for, or very large."""
+    if not (values.get(PROFILE) and values.get(PROFILER)):
+        return
+    until, last = values.get("train_iters"), last_iteration(values)
+    if until and values[END] - 1 > until:
+        yield END, f"the training ends before: iterations {values[START]} to {last} are recorded"
+    if (number := last - values[START] + 1) > _MANY:
+        what = f"{number} iterations are recorded; a rank holds all of their operations in memory until then"
+        yield END, f"{what}, and one large file is hard to open: 2 to {_MANY} are usually enough"
 
 
 def traced_rank_violations(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:

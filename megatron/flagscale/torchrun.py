@@ -25,6 +25,7 @@ from flagscale.errors import RollBackError, UserError
 from flagscale.run.env import FAILURE_FILE
 from flagscale.run.failure import Failure, how_it_ended, signal_name, write_failure
 from megatron.flagscale.ending import Ending
+from megatron.flagscale.metrics.tracked_run import FAILED, KILLED, mark_ended
 from megatron.flagscale.patching import TORCH, Patch, apply
 from megatron.flagscale.startup import importing
 
@@ -149,11 +150,18 @@ def main() -> int:
         failure = first_failure(failures_of(error.failures, early))
         if ending.exit_code is not None and failure.signal == "SIGTERM":
             # The same request reached a rank first.
+            mark_ended(args.training_script_args, KILLED)
             return ending.exit_code
         _report(failure)
+        if failure.exitcode != RollBackError.exit_code:
+            mark_ended(args.training_script_args, FAILED)
         return 1
     except SignalException as error:
         return 128 + int(error.sigval)
+    except SystemExit as end:  # on request
+        if end.code:
+            mark_ended(args.training_script_args, KILLED)
+        raise
     finally:
         ending.ignore_requests()
     return 0

@@ -69,6 +69,14 @@ REMARKED: list[dict[str, Any]] = [
     {"lr_decay_stablelm2_beta": 1.0},
     {"bad_loss_window": 10},
     {"max_rollbacks": 5},
+    {"skip_iters_range": "[10, 12]"},
+    {"profile": True, "use_pytorch_profiler": True, "profile_step_end": 100},
+    {
+        "train_iters": 100,
+        "profile": True,
+        "use_pytorch_profiler": True,
+        "profile_step_end": 100,
+    },
     {"multi_latent_attention": True, "kv_channels": 16},
     {
         "mtp_num_layers": 1,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.checks.tracing import last_iteration, traced_rank_violations
+from flagscale.checks.tracing import last_iteration, traced_rank_violations, tracing_remarks
 from tests.unit.test_megatron_adapter import Build, value
 
 TRACED = {"profile": True, "use_pytorch_profiler": True, "profile_step_start": 2, "profile_step_end": 4}
@@ -15,6 +15,19 @@ TRACED = {"profile": True, "use_pytorch_profiler": True, "profile_step_start": 2
 @pytest.mark.parametrize(("until", "last"), [(10, 10), (None, 11), (100, 11)])
 def test_the_last_iteration_is_before_the_end(until: int | None, last: int) -> None:
     assert last_iteration({"profile_step_end": 12, "train_iters": until}) == last
+
+
+def test_a_trace_that_is_shorter_than_asked_for_or_very_long_is_noted() -> None:
+    def noted(**changes: int) -> list[str]:
+        return [what for _, what in tracing_remarks({**TRACED, "train_iters": 20, **changes})]
+
+    assert noted() == noted(profile_step_end=12) == []
+    assert noted(profile_step_start=15, profile_step_end=22) == [
+        "the training ends before: iterations 15 to 20 are recorded"
+    ]
+    (long,) = noted(profile_step_end=13)
+    assert long.startswith("11 iterations are recorded; a rank holds all of their operations in memory")
+    assert list(tracing_remarks({"profile": True, "profile_step_end": 100})) == []
 
 
 def test_ranks_must_exist() -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from flagscale_testing.ports import free_port
 from megatron.flagscale.metrics import tracking
-from megatron.flagscale.metrics.tracking import Target, Tracking, connect, figures
+from megatron.flagscale.metrics.tracked_run import Target, begin
+from megatron.flagscale.metrics.tracking import Tracking, figures
 
 
 @dataclass
@@ -91,8 +92,35 @@ def test_a_run_that_resumes_continues_the_run_of_mlflow(store: Store, tmp_path: 
     assert (run["name"], run["of"], run["status"]) == ("demo", "of all", "FINISHED")
     assert len(run["params"]) == 250
     assert json.loads((tmp_path / "run.json").read_text())["run_id"] == run_id
-    connect(Target("http://there", "all", "demo", tmp_path / "run.json"), {})
-    assert len(store.runs) == 2  # another server has not got that run
+    there = Target("http://there", "all", "demo", tmp_path / "run.json")
+    assert begin(Client(store), there) == ("run 1", True)  # another server has not got that run
+    assert begin(Client(store), there) == ("run 1", False)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"run_id": 3}', '{"x": 1}'])
+def test_a_file_that_holds_no_run_is_replaced(store: Store, tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    here = Target("http://here", "all", "demo", tmp_path / "run.json")
+    assert begin(Client(store), here) == ("run 0", True)
+    assert begin(Client(store), here) == ("run 0", False)
+
+
+def test_a_run_whose_parameters_could_not_be_sent_is_not_begun_twice(store: Store) -> None:
+    store.fails = 1
+    sending = Tracking(Target("http://here", "all", None, None), {"lr": 0.1})
+    deadline = time.monotonic() + 60
+    while store.fails:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    sending.finish()
+    (run,) = store.runs.values()
+    assert run["params"] == {"lr": "0.1"}
+
+
+def test_a_training_that_ends_early_is_marked_as_killed(store: Store) -> None:
+    Tracking(Target("http://here", "all", None, None), {}, lambda: False).finish()
+    (run,) = store.runs.values()
+    assert run["status"] == "KILLED"
 
 
 def test_what_could_not_be_sent_is_sent_later(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

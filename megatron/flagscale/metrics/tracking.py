@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import json
 import math
-import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flagscale.checks.tracking import EXPERIMENT, RUN_FILE, RUN_NAME, URI
-from flagscale.files import write_atomic
+from megatron.flagscale.metrics.tracked_run import FINISHED, KILLED, Target, begin, client_of
 
 _EVERY, _AFTER_FAILURE, _AT_END = 2.0, 30.0, 15.0
 """Seconds between two batches, after one that failed, and for the rest at the end of the training."""
@@ -31,8 +27,6 @@ _METRICS, _PARAMETERS = 1000, 100
 _MOST_CHARACTERS = 500
 """Of a parameter's value: what every version of the server accepts."""
 _NOT_FIGURES = ("iteration", "train_iters", "time")
-_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-"""The client's defaults are 120 seconds and 7 tries."""
 
 
 def add_tracking_args(group: argparse._ArgumentGroup) -> None:
@@ -46,21 +40,20 @@ def add_tracking_args(group: argparse._ArgumentGroup) -> None:
         group.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=meaning)
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where to send figures: the server, the experiment, the run, and the file with the run's id."""
-
-    uri: str
-    experiment: str
-    run_name: str | None
-    run_file: Path | None
-
-
 class Tracking:
-    """Sends records to MLflow in a thread of its own; `finish` sends the rest."""
+    """Sends records to MLflow in a thread of its own; `finish` sends the rest.
 
-    def __init__(self, target: Target, parameters: Mapping[str, Any]) -> None:
-        self._target, self._parameters = target, parameters
+    `parameters` are those of the run, if it is a new one. `is_complete` says, at the end, whether the
+    training has done all of its iterations.
+    """
+
+    def __init__(
+        self, target: Target, parameters: Mapping[str, Any], is_complete: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._target, self._is_complete = target, is_complete
+        self._parameters = [
+            (name, str(value)[:_MOST_CHARACTERS]) for name, value in sorted(parameters.items())
+        ]
         self._waiting: deque[Mapping[str, Any]] = deque(maxlen=_MOST_WAITING)
         self._ending = threading.Event()
         self._has_reported, self._lost = False, 0
@@ -75,7 +68,7 @@ class Tracking:
         self._waiting.append(record)
 
     def finish(self) -> None:
-        """Send what waits, for `_AT_END` seconds at most, and mark the run as finished."""
+        """Send what waits, for `_AT_END` seconds at most, and mark the run: as killed if it ends early."""
         self._ending.set()
         self._thread.join(_AT_END)
         if left := self._lost + len(self._waiting):
@@ -88,7 +81,9 @@ class Tracking:
             try:
                 self._send()
                 if is_last:
-                    self._client.set_terminated(self._run_id, status="FINISHED")
+                    self._client.set_terminated(
+                        self._run_id, status=FINISHED if self._is_complete() else KILLED
+                    )
                 pause = _EVERY
             except Exception as error:  # whatever its client raises must not end the training
                 self._report(f"{type(error).__name__}: {error}")
@@ -99,7 +94,13 @@ class Tracking:
     def _send(self) -> None:
         """Send the records that wait; those that cannot be sent wait again. Raises what the client raises."""
         if self._client is None:
-            self._client, self._run_id = connect(self._target, self._parameters)
+            self._client = client_of(self._target.uri)
+        if not self._run_id:
+            self._run_id, is_new = begin(self._client, self._target)
+            self._parameters = self._parameters if is_new else []
+        while part := self._parameters[:_PARAMETERS]:
+            self._client.log_batch(self._run_id, params=_params(part))
+            del self._parameters[:_PARAMETERS]
         while batch := [self._waiting.popleft() for _ in range(min(_RECORDS, len(self._waiting)))]:
             rows = [row for record in batch for row in _metrics(record)]
             try:
@@ -130,41 +131,21 @@ def tracking_of(args: Any, parameters_of: Callable[[Any], Mapping[str, Any]]) ->
     target = Target(
         values[URI], values.get(EXPERIMENT) or "flagscale", values.get(RUN_NAME), Path(file) if file else None
     )
-    tracking = Tracking(target, parameters_of(args))
+
+    def is_complete() -> bool:
+        # The trainer counts from 0. Without a training (`skip_train`) there is no current iteration.
+        done: int = getattr(args, "curr_iteration", args.train_iters) + 1
+        return done >= args.train_iters
+
+    tracking = Tracking(target, parameters_of(args), is_complete)
     atexit.register(tracking.finish)
     return tracking
 
 
-def connect(target: Target, parameters: Mapping[str, Any]) -> tuple[Any, str]:
-    """Return a client of MLflow, and the id of the run that an earlier start began, or of a new one."""
-    for name, limit in _LIMITS.items():
-        os.environ.setdefault(name, limit)
-    from mlflow import MlflowClient
+def _params(pairs: Sequence[tuple[str, str]]) -> list[Any]:
     from mlflow.entities import Param
 
-    client = MlflowClient(tracking_uri=target.uri)
-    found = client.get_experiment_by_name(target.experiment)
-    experiment = found.experiment_id if found else client.create_experiment(target.experiment)
-    if run_id := _recorded_run(target, experiment):
-        client.update_run(run_id, status="RUNNING")
-        return client, run_id
-    run_id = client.create_run(experiment, run_name=target.run_name).info.run_id
-    rows = [Param(name, str(value)[:_MOST_CHARACTERS]) for name, value in sorted(parameters.items())]
-    for first in range(0, len(rows), _PARAMETERS):
-        client.log_batch(run_id, params=rows[first : first + _PARAMETERS])
-    if target.run_file:
-        record = {"tracking_uri": target.uri, "experiment_id": experiment, "run_id": run_id}
-        write_atomic(target.run_file, json.dumps(record) + "\n")
-    return client, run_id
-
-
-def _recorded_run(target: Target, experiment: str) -> str:
-    """Return the id of the run that the file holds, if it is of this server and experiment; else ""."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        stored = json.loads(target.run_file.read_text(encoding="utf-8")) if target.run_file else {}
-        if (stored["tracking_uri"], stored["experiment_id"]) == (target.uri, experiment):
-            return str(stored["run_id"])
-    return ""
+    return [Param(name, value) for name, value in pairs]
 
 
 def _metrics(record: Mapping[str, Any]) -> list[Any]:
