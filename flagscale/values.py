@@ -102,7 +102,9 @@ class Job:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """The arguments that name data and tokenizer, which every host must be able to read."""
     packages: tuple[str, ...] = ()
-    """The distributions, besides the engine, that every host must have installed."""
+    """The distributions, besides the engine, that every host must have installed; `a|b`: one of them."""
+    install: str = ""
+    """The command that installs the engine; empty: it depends on the host."""
     secrets: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that must not be written to a file; never part of a plan."""
     arguments: Mapping[str, Any] = field(default_factory=dict)

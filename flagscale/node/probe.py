@@ -28,7 +28,7 @@ def probe(question: str) -> Reply:
 
     Args:
         question: JSON: "directory" (of the run), "platform", "distributions" (of the engine), "packages"
-            (others that the job needs), "inputs" (of the job) and "cwd" for their paths, "listens" ((address,
+            (others that the job needs, `a|b`: one of them), "inputs" (of the job) and "cwd" for their paths, "listens" ((address,
             port) of every server to start), "mark" (a file that all hosts should see, or ""), "is_check" (for
             more checks than a start needs); for the first host also "address" and the preferred "ports".
 
@@ -43,7 +43,7 @@ def probe(question: str) -> Reply:
     return {
         "flagscale": __version__,
         "engine": _version(asked["distributions"]),
-        "missing": [name for name in asked["packages"] if not _version([name])],
+        "missing": [name for name in asked["packages"] if not _version(name.split("|"))],
         "time": time.time(),
         "devices": platform.count_devices(os.environ),
         "busy": platform.count_users(),

@@ -193,12 +193,12 @@ def _host(host: Host, job: Job, distributions: tuple[str, ...], reply: Reply) ->
     shared = platforms.find(host.platform).shares_devices
     free, where = reply["disk_free"] / 2**30, reply["directory"]
     room = f"{free:.0f} GiB free in {where}{'' if reply['writable'] else ', not writable'}"
-    yield CheckResult(
-        reply["engine"] == job.engine_version,
-        host.name,
-        f"{distributions[0]} {reply['engine'] or 'is not installed'} (required: {job.engine_version})",
-    )
-    for name in reply["missing"]:
+    is_right = reply["engine"] == job.engine_version
+    engine = f"{distributions[0]} {reply['engine'] or 'is not installed'} (required: {job.engine_version})"
+    hint = "" if is_right or not job.install else f"; install it there: {job.install}"
+    yield CheckResult(is_right, host.name, engine + hint)
+    for missing in reply["missing"]:
+        name, _, _ = missing.partition("|")
         text = f"the package `{name}` is not installed; install it there: pip install {name}"
         yield CheckResult(False, host.name, text)
     yield CheckResult(

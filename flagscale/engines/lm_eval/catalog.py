@@ -27,7 +27,8 @@ class HarnessCatalog:
 def harness_catalog() -> HarnessCatalog:
     """Return the catalog of the pinned version."""
     raw = json.loads(_FILE.read_text(encoding="utf-8"))
-    return HarnessCatalog(catalog_of(raw), frozenset(raw["tasks"]))
+    names = (first + rest for first, rests in raw["tasks"].items() for rest in rests.split(" "))
+    return HarnessCatalog(catalog_of(raw), frozenset(names))
 
 
 _OF_FLAGSCALE = "FlagScale writes results, tables and pictures into the run directory"

@@ -6,6 +6,7 @@ The control plane checks users' keys and names of tasks against a committed copy
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -31,7 +32,7 @@ def build_catalog() -> dict[str, Any]:
     """Return the catalog that `flagscale.engines.lm_eval.catalog` reads.
 
     `arguments`: those of `lm-eval run`, as `describe_actions` describes them; `tasks`: the names of all
-    tasks, groups and tags.
+    tasks, groups and tags, as `_packed` packs them.
     """
     from lm_eval.tasks import TaskManager
 
@@ -47,8 +48,20 @@ def build_catalog() -> dict[str, Any]:
         "engine": "lm_eval",
         "version": version("lm_eval"),
         "arguments": arguments,
-        "tasks": TaskManager().all_tasks,
+        "tasks": _packed(TaskManager().all_tasks),
     }
+
+
+def _packed(names: Iterable[str]) -> dict[str, str]:
+    """Return names by their part before the first `_`: the remainders, separated by spaces.
+
+    One line per name would make the file twenty times as long.
+    """
+    remainders: dict[str, list[str]] = {}
+    for name in sorted(names):
+        first, separator, rest = name.partition("_")
+        remainders.setdefault(first, []).append(separator + rest)
+    return {first: " ".join(rests) for first, rests in remainders.items()}
 
 
 if __name__ == "__main__":
