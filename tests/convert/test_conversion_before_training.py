@@ -105,3 +105,12 @@ def test_a_run_that_continues_does_not_need_it(
     assert checkpoints_of(Namespace(**run)) is None
     assert checkpoints_of(Namespace(**{**run, "pretrained_checkpoint": str(own)})) is None
     assert not (tmp_path / "made").exists()
+
+
+def test_the_ranks_too_refuse_the_arguments_of_another_model(source: Path, tmp_path: Path) -> None:
+    run = {"pretrained_checkpoint": str(source), "load": None, "converted_dir": str(tmp_path / "made")}
+    with pytest.raises(UserError) as refused:
+        checkpoints_of(Namespace(**run, hidden_size=32, num_layers=4, rotary_base=10000))
+    assert [problem.where for problem in refused.value.problems] == ["--hidden-size", "--rotary-base"]
+    assert f"`hidden_size` is 32, but {source}/config.json has 64" in refused.value.problems[0].what
+    assert not (tmp_path / "made").exists()

@@ -124,3 +124,27 @@ def test_peft_computes_the_trained_model(
     largest = expected.abs().max()
     assert (ours - expected).abs().max() < 1e-5 * largest
     assert (plain - expected).abs().max() > 1e-2 * largest
+
+
+@pytest.mark.slow
+def test_a_training_of_all_weights_starts_from_the_folder_and_then_continues(
+    models: Models, tmp_path: Path
+) -> None:
+    """Once it has a checkpoint of its own, neither the folder nor its conversion is needed."""
+    model = models("Qwen2, 2.5")
+    case, own = (
+        task_argv(model / "megatron", CASES["Qwen2, 2.5"]),
+        f"--save {tmp_path}/own --load {tmp_path}/own",
+    )
+    from_hf = f"--pretrained-checkpoint {model}/hf --converted-dir {tmp_path}"
+    runs = {
+        "from_hf": f"{from_hf}/converted {own}",
+        "from_megatron": f"--pretrained-checkpoint {model}/megatron --save {tmp_path}/other",
+        "continued": f"{from_hf}/again {own} --train-iters {STEPS + 1} --override-opt_param-scheduler",
+    }
+    argv = {name: (*case, *shlex.split(f"{COMMON} {options}")) for name, options in runs.items()}
+    curves = run_all([Run(name, 1, words) for name, words in argv.items()], tmp_path / "runs")
+    assert not any(curve.error for curve in curves.values()), curves
+    assert curves["from_hf"] == curves["from_megatron"]
+    assert len(curves["continued"].losses) == 1
+    assert not (tmp_path / "again").exists()
