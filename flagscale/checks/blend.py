@@ -78,7 +78,7 @@ def content(values: Mapping[str, Any], cwd: Path = Path(), *, only_train: bool =
     """
     if has_pictures(values):
         return " ".join(blend_content(cwd / path, "train") for path in values.get("data_path") or ())
-    found = []
+    found: list[str] = []
     lists = {} if values.get("mock_data") else read_lists(values, cwd)[0]
     for (argument, split), words in lists.items():
         if only_train and split not in ("", "train"):

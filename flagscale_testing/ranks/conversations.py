@@ -114,27 +114,14 @@ def trained(
 
     Every step reads all conversations, so the order of epochs does not matter.
     """
-    from flagscale.checks.sft import samples_of
-
-    model = make_model(_CASE, folder / "hf")
-    convert(folder / "hf", folder / "megatron")
-    paths = [write_conversations(folder / name, data) for name, data in (("train", train), ("valid", valid))]
-    common = [
-        *task_argv(folder / "megatron", _CASE),
-        *shlex.split(f"--seq-length {LENGTH} --micro-batch-size 1 --calculate-per-token-loss"),
-        *shlex.split(f"--lr {LEARNING_RATE} --lr-decay-style constant --weight-decay 0 --adam-beta2 0.999"),
-        *shlex.split(f"--train-iters {STEPS} --eval-interval {STEPS} --eval-iters 1 --full-validation"),
-        *shlex.split("--tokenizer-type NullTokenizer --log-interval 1 --num-workers 0 --finetune"),
-        *("--load", str(folder / "megatron"), "--data-cache-path", str(folder / "cache")),
-        *("--train-data-path", paths[0], "--valid-data-path", paths[1]),
-    ]
-    sizes = [len(ids) for ids, _ in train]
+    model, common = prepared(folder, train, valid)
+    loading = ("--load", str(folder / "megatron"), "--finetune")
     samples, runs = {}, []
     for name in names:
         ranks, options = LAYOUTS[name]
-        samples[name] = samples_of(sizes, {"no_packing": "--no-packing" in options, "seq_length": LENGTH})
-        batch = ("--global-batch-size", str(samples[name]))
-        runs.append(Run(name, ranks, (*common, *shlex.split(options), *batch), PROGRAM))
+        samples[name] = samples_of_all(train, options)
+        argv = (*common, *loading, *shlex.split(options), "--global-batch-size", str(samples[name]))
+        runs.append(Run(name, ranks, argv, PROGRAM))
     curves = run_all(runs, folder / "runs")
     expected = with_transformers(model, train, valid)
     return expected, {
@@ -142,10 +129,45 @@ def trained(
     }
 
 
+def prepared(
+    folder: Path, train: Sequence[Conversation], valid: Sequence[Conversation]
+) -> tuple[Any, tuple[str, ...]]:
+    """Return a random model, also saved in `folder/hf` and `folder/megatron`, and the arguments that all
+    trainings on these conversations have: without its checkpoint and the global batch size."""
+    model = make_model(_CASE, folder / "hf")
+    convert(folder / "hf", folder / "megatron")
+    paths = [write_conversations(folder / name, data) for name, data in (("train", train), ("valid", valid))]
+    return model, (
+        *task_argv(folder / "megatron", _CASE),
+        *shlex.split(f"--seq-length {LENGTH} --micro-batch-size 1 --calculate-per-token-loss"),
+        *shlex.split(f"--lr {LEARNING_RATE} --lr-decay-style constant --weight-decay 0 --adam-beta2 0.999"),
+        *shlex.split(f"--train-iters {STEPS} --eval-interval {STEPS} --eval-iters 1 --full-validation"),
+        *shlex.split("--tokenizer-type NullTokenizer --log-interval 1 --num-workers 0"),
+        *("--data-cache-path", str(folder / "cache")),
+        *("--train-data-path", paths[0], "--valid-data-path", paths[1]),
+    )
+
+
+def samples_of_all(train: Sequence[Conversation], options: str = "", length: int = LENGTH) -> int:
+    """Return how many samples of a length the conversations are: the global batch that reads all."""
+    from flagscale.checks.sft import samples_of
+
+    sizes = [len(ids) for ids, _ in train]
+    return samples_of(sizes, {"no_packing": "--no-packing" in options, "seq_length": length})
+
+
 def _outcome(curve: Curve, folder: Path, samples: int) -> Outcome:
+    figures = figures_of(curve, folder)
+    if figures is None:
+        return Outcome(Figures((), (), 0.0), 0, samples, curve.error or "no validation")
+    lines = read_metrics(folder / "metrics.jsonl")
+    consumed = [line["consumed_tokens"] for line in lines if "consumed_tokens" in line]
+    return Outcome(figures, consumed[-1], samples)
+
+
+def figures_of(curve: Curve, folder: Path) -> Figures | None:
+    """Return the figures of a run that left its metrics in `folder`; None if it failed."""
     lines = read_metrics(folder / "metrics.jsonl")
     validation = [line["validation_loss"] for line in lines if "validation_loss" in line]
-    consumed = [line["consumed_tokens"] for line in lines if "consumed_tokens" in line]
-    if curve.error or not validation:
-        return Outcome(Figures((), (), 0.0), 0, samples, curve.error or "no validation")
-    return Outcome(Figures(curve.losses, curve.grad_norms, validation[-1]), consumed[-1], samples)
+    is_done = validation and not curve.error
+    return Figures(curve.losses, curve.grad_norms, validation[-1]) if is_done else None
