@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.hetero_layouts import LAYOUTS
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.training import MOCK_DATA, MODEL, read_metrics
 
@@ -169,6 +171,17 @@ def test_all_ranks_leave_out_the_update_of_a_bad_loss(bad: tuple[Path, dict[str,
 )
 def test_a_bad_loss_is_reported_once(bad: tuple[Path, dict[str, Curve]], name: str, says: str) -> None:
     assert (bad[0] / name / "output").read_text().count(says) == 1
+
+
+@pytest.mark.slow
+def test_unequal_meshes_leave_out_alike(tmp_path: Path) -> None:
+    run = next(layout for layout in LAYOUTS if layout.name == "llama: dp2 > 1 rank").run(5)
+    left_out = replace(run, name="left out", argv=(*run.argv, "--skip-iters-range", "[3, 4]"))
+    bad = replace(run, name="bad", argv=(*run.argv, *SKIP), **mutation(nan_at_4))
+    curves = run_all([left_out, bad], tmp_path)
+    assert (curves["left out"].error, curves["bad"].error) == ("", "")
+    assert [one["bad_losses"] for one in records(tmp_path / "bad").values()] == [0, 0, 0, 1, 1]
+    assert losses(tmp_path / "bad") == losses(tmp_path / "left out")
 
 
 @pytest.mark.slow
