@@ -113,7 +113,7 @@ def progress_text(progress: Progress) -> str:
     if record.get("skipped"):
         parts.append(f"{record['skipped']} skipped")
     if record.get("bad_losses"):
-        parts.append(f"{record['bad_losses']} bad losses")
+        parts.append(count(record["bad_losses"], "bad loss"))
     if progress.seconds_left:
         parts.append(f"{duration(progress.seconds_left)} left")
     return "  ".join(parts)

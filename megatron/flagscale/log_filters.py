@@ -29,8 +29,11 @@ _LOG_MESSAGES = {
     "megatron.core.models.gpt.gpt_model": ("GPTModel IS DEPRECATED",),
     # It is logged at every save, even a synchronous one.
     "megatron.core.dist_checkpointing.strategies.torch": ("MCore's async save is deprecated",),
-    # The mode of the result validation, logged twice per evaluation, and the fact that it is enabled.
-    "megatron.core.rerun_state_machine": ("RerunStateMachine", "Result validation enabled"),
+    # The mode of the result validation, logged twice per evaluation, the fact that it is enabled, and the
+    # checkpoint that it cannot continue from (megatron/flagscale/steering/stopping.py).
+    "megatron.core.rerun_state_machine": (
+        *("RerunStateMachine", "Result validation enabled", "Saving a checkpoint and exiting now"),
+    ),
     # Logged by torch's CUDA build if it finds no device; the platform already knows that.
     "torch.utils.cpp_extension": ("No CUDA runtime is found",),
 }

@@ -112,7 +112,16 @@ def train(
     """Train with these arguments; raises `UserError` for a user's mistake. For the other ones see `run`."""
     with importing():
         pretrain, *positional, seams = _prepared(argv, add_arguments, model_config, datasets, forward_step)
-    pretrain(*positional, **seams)
+    try:
+        pretrain(*positional, **seams)
+    except SystemExit as end:
+        from megatron.training import get_args
+
+        from megatron.flagscale.steering.stopping import why_it_exits
+
+        if error := why_it_exits(end.code, get_args()):
+            raise error from end
+        raise
 
 
 def _prepared(

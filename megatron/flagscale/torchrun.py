@@ -25,7 +25,7 @@ from flagscale.errors import RollBackError, UserError
 from flagscale.run.env import FAILURE_FILE
 from flagscale.run.failure import Failure, how_it_ended, signal_name, write_failure
 from megatron.flagscale.ending import Ending
-from megatron.flagscale.metrics.tracked_run import FAILED, KILLED, mark_ended
+from megatron.flagscale.metrics.mlflow_entry import FAILED, KILLED, mark_ended
 from megatron.flagscale.patching import TORCH, Patch, apply
 from megatron.flagscale.startup import importing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from contextlib import ExitStack
 import psutil
 import pytest
 
-from flagscale.errors import HostError
+from flagscale.errors import HostError, RollBackError
 from flagscale.node.channel import dial
 from flagscale.node.rendezvous import COMING_BACK
 from flagscale.remote import launcher
@@ -168,6 +169,20 @@ def test_an_error_that_only_the_user_can_fix_ends_all_hosts_at_once(
     job.wait_until_clean()
     assert job.first_failure() == (1, "no such file")
     assert not failed_attempts(job.status())
+
+
+@pytest.mark.slow  # tests/node does the same on one host
+def test_a_rollback_on_one_host_starts_all_hosts_again(farm: NamespaceFarm, make_job: MakeJob) -> None:
+    job = make_job(farm, "rank", recovery=Recovery(max_restarts=0, restart_timeout=30)).start()
+    first = job.engines()
+    failure = {"message": "the loss is NaN", "rank": 1, "exitcode": RollBackError.exit_code}
+    job.files.failure(job.plan.hosts[1]).write_text(json.dumps(failure))
+    job.member(1, "engine").kill()
+    job.wait_for_engines(besides=first, seconds=20)
+    wait_until(lambda: job.phases() == ["running"] * 3, "the second attempt")
+    ((host, attempt),) = failed_attempts(job.status())
+    assert (host, attempt.failure.message) == (name(job, 1), "the loss is NaN")
+    assert not any("restart" in job.log(rank) for rank in range(3))
 
 
 def test_a_killed_supervisor_is_not_waited_for(farm: NamespaceFarm, make_job: MakeJob) -> None:

@@ -15,11 +15,11 @@ def test_of_two_ranks_the_slower_one_is_found() -> None:
     assert factors_of([7.0, 1.0], [0, 1]) == [1.0, 1.0]  # nothing to compare with
 
 
-def test_a_rank_is_named_after_three_intervals_in_a_row() -> None:
+def test_a_rank_is_named_after_five_intervals_in_a_row() -> None:
     lags: dict[int, Lag] = {}
     seen = []
-    for own in (2.0, 2.0, 1.0, 2.0, 2.0, 3.0, 2.5):
+    for own in (2.0, 2.0, 2.0, 2.0, 1.0, 2.0, 2.0, 2.0, 2.0, 3.0, 2.5):
         lags = following(lags, [1.0, own, 1.0, own / 2 + 1], 1.9)
         seen.append([(lag.rank, lag.factor) for lag in named(lags)])
-    assert seen[:5] == [[]] * 5
-    assert seen[5:] == [[(1, 3.0), (3, 2.5)], [(1, 2.5), (3, 2.25)]]
+    assert seen[:9] == [[]] * 9
+    assert seen[9:] == [[(1, 3.0), (3, 2.5)], [(1, 2.5), (3, 2.25)]]

@@ -29,7 +29,10 @@ GOOD: dict[str, Any] = {
     "tensor_model_parallel_size": 2,
 }
 NO_ADAPTERS = dict.fromkeys(lora.LORA)
-REFUSED = ("use_torch_fsdp2", "use_megatron_fsdp", "fp8", "fp4", "moe_grouped_gemm", "spec", *PARTS)
+REFUSED = (
+    *("use_torch_fsdp2", "use_megatron_fsdp", "fp8", "fp4", "moe_grouped_gemm", "spec"),
+    *("finetune_with_optim", *PARTS),
+)
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"lora_rank": 0}, "lora_rank", "must be at least 1, not 0"),
     ({"lora_rank": -4}, "lora_rank", "must be at least 1, not -4"),

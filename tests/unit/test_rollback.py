@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from flagscale.errors import UserError
-from megatron.flagscale.steering.rollback import FILE, Rollback, read_rollbacks, settled, write_rollbacks
+from megatron.flagscale.steering.rollback import (
+    FILE,
+    Rollback,
+    read_rollbacks,
+    settled,
+    still_left_out,
+    write_rollbacks,
+)
 
 
 def test_a_record_is_read_back(tmp_path: Path) -> None:
@@ -24,6 +31,13 @@ def test_samples_are_known_once_a_checkpoint_is_loaded() -> None:
     assert [one.skipped for one in settled([earlier, new], 24)] == [(8, 16), (24, 36)]
     # The newest checkpoint may be gone; another start changes nothing.
     assert [one.skipped for one in settled(settled([earlier, new], 24), 0)] == [(8, 16), (24, 36)]
+
+
+def test_samples_that_are_still_left_out_are_ranges_without_gaps() -> None:
+    rollbacks = [Rollback(0, "", end, first) for first, end in ((0, 4), (0, 8), (8, 12), (20, 24), (30, 40))]
+    assert still_left_out(rollbacks, 0) == [(0, 12), (20, 24), (30, 40)]
+    assert still_left_out(rollbacks, 24) == [(30, 40)]
+    assert still_left_out([], 0) == []
 
 
 @pytest.mark.parametrize("text", ["", "{}}", "[1]", '[{"iteration": 4}]', '[{"x": 1}]', "3"])

@@ -97,6 +97,7 @@ def test_text_of_progress() -> None:
     assert progress_text(Progress({"iteration": 3, "skipped": 1}, None)) == "iteration 3  1 skipped"
     shown = progress_text(Progress({"iteration": 3, "bad_losses": 2}, None))
     assert shown == "iteration 3  2 bad losses"
+    assert progress_text(Progress({"iteration": 3, "bad_losses": 1}, None)) == "iteration 3  1 bad loss"
     assert progress_text(Progress({"iteration": 3, "bad_losses": 0}, None)) == "iteration 3"
     assert progress_text(Progress({"iteration": 3, "lm_loss": float("nan")}, None)) == "iteration 3  loss nan"
 

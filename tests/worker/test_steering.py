@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.hetero_layouts import LAYOUTS
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.training import MOCK_DATA, MODEL, read_metrics
 
@@ -172,6 +174,17 @@ def test_a_bad_loss_is_reported_once(bad: tuple[Path, dict[str, Curve]], name: s
 
 
 @pytest.mark.slow
+def test_unequal_meshes_leave_out_alike(tmp_path: Path) -> None:
+    run = next(layout for layout in LAYOUTS if layout.name == "llama: dp2 > 1 rank").run(5)
+    left_out = replace(run, name="left out", argv=(*run.argv, "--skip-iters-range", "[3, 4]"))
+    bad = replace(run, name="bad", argv=(*run.argv, *SKIP), **mutation(nan_at_4))
+    curves = run_all([left_out, bad], tmp_path)
+    assert (curves["left out"].error, curves["bad"].error) == ("", "")
+    assert [one["bad_losses"] for one in records(tmp_path / "bad").values()] == [0, 0, 0, 1, 1]
+    assert losses(tmp_path / "bad") == losses(tmp_path / "left out")
+
+
+@pytest.mark.slow
 def test_a_rollback_leaves_out_the_samples_since_the_checkpoint(bad: tuple[Path, dict[str, Curve]]) -> None:
     folder, curves = bad
     says = "RollBackError: - iteration 4: the loss is NaN: going back to the newest complete checkpoint"
@@ -203,11 +216,11 @@ def slow_first_rank() -> None:
 
 
 @pytest.mark.slow
-def test_a_slow_rank_is_named_after_three_logged_iterations(tmp_path: Path) -> None:
-    run = Run("slow", 2, steps(6), **mutation(slow_first_rank))
+def test_a_slow_rank_is_named_after_five_logged_iterations(tmp_path: Path) -> None:
+    run = Run("slow", 2, steps(8), **mutation(slow_first_rank))
     assert run_all([run], tmp_path)["slow"].error == ""
     found = [one.get("slow_ranks", []) for one in records(tmp_path / "slow").values()]
-    assert found[:2] == [[], []]
+    assert found[:4] == [[]] * 4
     # The first passes take long on both ranks.
     ((slow,),) = found[-1:]
     assert (slow["rank"], slow["host"]) == (0, socket.gethostname())

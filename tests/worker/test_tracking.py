@@ -14,7 +14,7 @@ import pytest
 
 from flagscale_testing.ports import free_port
 from megatron.flagscale.metrics import tracking
-from megatron.flagscale.metrics.tracked_run import Target, begin
+from megatron.flagscale.metrics.mlflow_entry import Target, begin
 from megatron.flagscale.metrics.tracking import Tracking, figures
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks.tracking import EXPERIMENT, RUN_FILE, RUN_NAME, URI
-from megatron.flagscale.metrics.tracked_run import FINISHED, KILLED, Target, begin, client_of
+from megatron.flagscale.metrics.mlflow_entry import FINISHED, KILLED, Target, begin, client_of
 
 _EVERY, _AFTER_FAILURE, _AT_END = 2.0, 30.0, 15.0
 """Seconds between two batches, after one that failed, and for the rest at the end of the training."""
@@ -134,8 +134,8 @@ def tracking_of(args: Any, parameters_of: Callable[[Any], Mapping[str, Any]]) ->
 
     def is_complete() -> bool:
         # The trainer counts from 0. Without a training (`skip_train`) there is no current iteration.
-        done: int = getattr(args, "curr_iteration", args.train_iters) + 1
-        return done >= args.train_iters
+        done = getattr(args, "curr_iteration", args.train_iters) + 1
+        return bool(done >= args.train_iters)
 
     tracking = Tracking(target, parameters_of(args), is_complete)
     atexit.register(tracking.finish)

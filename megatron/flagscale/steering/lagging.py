@@ -12,8 +12,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-INTERVALS = 3
-"""Logged iterations in a row in which a rank is slow before it is named: anything may delay one of them."""
+INTERVALS = 5
+"""Logged iterations in a row in which a rank is slow before it is named: anything may delay a few of them."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,19 @@ from typing import Any
 
 from flagscale.checks.steering import MAX_ROLLBACKS, ON_BAD_LOSS, ROLLBACK, SKIP, judges_losses
 from flagscale.errors import RollBackError, UserError
+from flagscale.formats import count
 from megatron.flagscale.patching import Patch
 from megatron.flagscale.steering.bad_loss import RECENT, Rule, agreed, asking, fault_of, following
 from megatron.flagscale.steering.passes import Comparison, compares, pass_clock
-from megatron.flagscale.steering.rollback import Rollback, read_rollbacks, settled, write_rollbacks
+from megatron.flagscale.steering.rollback import (
+    Rollback,
+    read_rollbacks,
+    settled,
+    still_left_out,
+    write_rollbacks,
+)
 from megatron.flagscale.steering.skipping import Skipped, read_past, skipped_by
+from megatron.flagscale.steering.stopping import without_save
 
 NO_UPDATE: tuple[Any, ...] = ({}, 1, False, False, 0, None, None, 0)
 """What the trainer's step returns for an iteration without losses and without an update."""
@@ -100,7 +108,11 @@ class Steering:
             self._record(Rollback(number, fault, samples[1]))
             raise RollBackError(f"{what}: going back to the newest complete checkpoint")
         if reaction == ROLLBACK:
-            raise UserError(f"{what}, after {len(self.rollbacks)} rollbacks (`{MAX_ROLLBACKS}`)")
+            times = count(len(self.rollbacks), "rollback")
+            raise UserError(
+                f"{what}, after {times}: look at its samples ({samples[0]} to {samples[1] - 1}), and raise "
+                f"`{MAX_ROLLBACKS}` to go back again, or set `{ON_BAD_LOSS}: {SKIP}`"
+            )
         hint = "set `on_bad_loss: skip` or `rollback` to continue without them"
         raise UserError(f"{what} (samples {samples[0]} to {samples[1] - 1}); {hint}")
 
@@ -125,7 +137,7 @@ def _shared_rollbacks(args: Any) -> tuple[Rollback, ...]:
             answer[0] = settled(found, args.consumed_train_samples)
             if answer[0] != found:
                 write_rollbacks(Path(args.save), answer[0])
-                first, end = answer[0][-1].skipped
+            for first, end in still_left_out(answer[0], args.consumed_train_samples):
                 print(f"flagscale: after a rollback, samples {first} to {end - 1} are left out", flush=True)
         except (UserError, OSError) as error:
             answer[0] = error
@@ -159,7 +171,7 @@ def _steered(original: Callable[..., Any]) -> Callable[..., Any]:
         def train(used: Any) -> Any:
             return original(forward_step, data, model, optimizer, scheduler, config, used, **named)
 
-        return steering().step(train, schedule, optimizer, data)
+        return without_save(steering().step(train, schedule, optimizer, data))
 
     return train_step
 

@@ -65,3 +65,14 @@ def settled(rollbacks: Sequence[Rollback], consumed: int) -> tuple[Rollback, ...
     return tuple(
         replace(one, first=min(consumed, one.end)) if one.first is None else one for one in rollbacks
     )
+
+
+def still_left_out(rollbacks: Sequence[Rollback], consumed: int) -> list[Range]:
+    """Return the samples that a run leaves out which begins after `consumed` samples: ranges without gaps."""
+    found: list[Range] = []
+    for first, end in sorted(one.skipped for one in rollbacks if one.skipped[1] > consumed):
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((first, end))
+    return found

@@ -1,4 +1,4 @@
-"""The run of MLflow to which a training sends its figures: begin or continue it, and mark how it ended.
+"""The entry of a training in MLflow (a run there): begin or continue it, and mark how it ended.
 
 The last rank marks it as finished. When a rank fails or the job is stopped, the ranks end at once: then the
 agent (torchrun) on the host of the last rank marks the run.
@@ -38,8 +38,8 @@ class Target:
 
 
 @dataclass(frozen=True)
-class TrackedRun:
-    """What the file of a run holds. `host` and `agent` (a process id) are those of the newest start."""
+class Entry:
+    """What the file with the id holds. `host` and `agent` (a process id) are those of the newest start."""
 
     tracking_uri: str
     experiment_id: str
@@ -72,7 +72,7 @@ def begin(client: Any, target: Target) -> tuple[str, bool]:
     else:
         run_id = str(client.create_run(experiment, run_name=target.run_name).info.run_id)
     if target.run_file:
-        run = TrackedRun(target.uri, experiment, run_id, socket.gethostname(), os.getppid())
+        run = Entry(target.uri, experiment, run_id, socket.gethostname(), os.getppid())
         write_atomic(target.run_file, json.dumps(asdict(run)) + "\n")
     return run_id, is_new
 
@@ -93,7 +93,7 @@ def mark_ended(argv: Sequence[str], status: str) -> None:
         print(f"flagscale: {what}: {fault}", flush=True)
 
 
-def _marked(run: TrackedRun, status: str) -> str:
+def _marked(run: Entry, status: str) -> str:
     """Mark a run; return why that failed, or ""."""
     faults = [f"no answer within {_TO_MARK:g} s"]
 
@@ -118,9 +118,9 @@ def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _read(file: Path) -> TrackedRun | None:
+def _read(file: Path) -> Entry | None:
     """Return what the file of a run holds; None if it is missing or is something else."""
     with suppress(OSError, ValueError, TypeError):
-        run = TrackedRun(**json.loads(file.read_text(encoding="utf-8")))
+        run = Entry(**json.loads(file.read_text(encoding="utf-8")))
         return run if all(isinstance(one, str) for one in (run.tracking_uri, run.run_id)) else None
     return None
