@@ -13,7 +13,7 @@ BEST = "moe_router_group_best"
 """Our argument (by dest) for how many of their experts groups are compared by."""
 
 _BIASED = ("sigmoid", "sqrtsoftplus")
-_OTHER_BALANCE = ("sinkhorn", "quantile_balancing")
+OTHER_BALANCE = ("sinkhorn", "quantile_balancing")
 _OVERLAPPED = ("alltoall", "flex")
 _POSITIONS = ("rope", "none")
 _WITHIN_CAPACITY = ("aux_loss", "seq_aux_loss", "global_aux_loss", "none")
@@ -143,7 +143,7 @@ _MOST_LAYERS = 100_000
 
 
 def _router_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    score, balance = values.get("moe_router_score_function"), _balance(values)
+    score, balance = values.get("moe_router_score_function"), balance_of(values)
     if values.get("moe_router_enable_expert_bias") and score not in _BIASED:
         what = "`moe_router_enable_expert_bias` needs `moe_router_score_function: sigmoid`"
         yield "moe_router_enable_expert_bias", what
@@ -151,7 +151,7 @@ def _router_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if values.get("moe_router_topk") == 1 and is_plain and balance != "sinkhorn":
         what = "`moe_router_topk: 1` needs `moe_router_pre_softmax: true`, or the router would not learn"
         yield "moe_router_topk", what
-    if balance in _OTHER_BALANCE and values.get("moe_aux_loss_coeff") not in (None, 0, [0]):
+    if balance in OTHER_BALANCE and values.get("moe_aux_loss_coeff") not in (None, 0, [0]):
         what = f"`moe_router_load_balancing_type: {balance}` has no auxiliary loss"
         yield "moe_aux_loss_coeff", f"{what}; remove `moe_aux_loss_coeff`"
     for name in ("moe_router_num_groups", "moe_router_fusion") if balance == "quantile_balancing" else ():
@@ -170,7 +170,7 @@ def _router_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield "moe_router_group_topk", what
 
 
-def _balance(values: Mapping[str, Any]) -> Any:
+def balance_of(values: Mapping[str, Any]) -> Any:
     """Return the kind of load balancing; the engine's parser makes a list of a single one."""
     given = values.get("moe_router_load_balancing_type")
     return given[0] if isinstance(given, list) and len(given) == 1 else given
@@ -184,8 +184,8 @@ def silent_router_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     for name in ("moe_shared_expert_gate", "moe_shared_expert_overlap"):
         if values.get(name) and not values.get("moe_shared_expert_intermediate_size"):
             yield name, f"`{name}` has no effect without `moe_shared_expert_intermediate_size`"
-    balance = _balance(values)
-    if values.get("moe_router_enable_expert_bias") and balance in _OTHER_BALANCE:
+    balance = balance_of(values)
+    if values.get("moe_router_enable_expert_bias") and balance in OTHER_BALANCE:
         what = f"has no effect with `moe_router_load_balancing_type: {balance}`; remove one"
         yield "moe_router_enable_expert_bias", f"`moe_router_enable_expert_bias` {what}"
     for name in filter(values.get, _NOT_WITH_SINKHORN if balance == "sinkhorn" else ()):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks.blend import blends, named_files
+from flagscale.checks.experts import OTHER_BALANCE, balance_of
 from flagscale.checks.hetero.keys import MESHES
 from flagscale.checks.indexed import lengths, problems
 from flagscale.checks.loss_masks import mask_problem, remote_violations
@@ -55,6 +56,9 @@ def sft_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if (loader := values.get("dataloader_type")) not in (None, "single"):
         what = f"`dataloader_type: {loader}` cannot be used with `{PROGRAM}`"
         yield "dataloader_type", f"{what}: samples come in another order in each epoch anyway; remove it"
+    if values.get("num_experts") and (balance := balance_of(values)) in OTHER_BALANCE:
+        what = f"`moe_router_load_balancing_type: {balance}` cannot be used with `{PROGRAM}`"
+        yield "moe_router_load_balancing_type", f"{what}: it counts padding; use a loss, or `none`"
     for name in _OF_PACKING:
         if values.get(NO_PACKING) and values.get(name):
             yield name, f"`{name}` has no effect with `{NO_PACKING}`: a sample has one document; remove it"

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+PADDING = "padding_mask"
+"""Of a batch that has it: True where a token is padding, which the routers of experts do not count."""
+
 
 def forward_step(data_iterator: Iterator[Any] | None, model: Any) -> tuple[torch.Tensor, Any]:
     """Run one micro-batch through this rank's part of the model; return its output and the loss function."""
@@ -38,6 +41,7 @@ def step(
         batch["attention_mask"],
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
+        **{name: batch[name] for name in (PADDING,) if name in batch},
     )
     return output, functools.partial(loss_func, batch["loss_mask"])
 

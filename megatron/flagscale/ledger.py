@@ -15,6 +15,7 @@ from megatron.flagscale.chips.cpu import CPU
 from megatron.flagscale.group_routing import PATCHES as routing_patches
 from megatron.flagscale.hetero.patches import PATCHES as hetero_patches
 from megatron.flagscale.layers.expert_bias import PATCHES as expert_bias_patches
+from megatron.flagscale.layers.padding import PATCHES as padding_patches
 from megatron.flagscale.layers.prediction_heads import PATCHES as prediction_patches
 from megatron.flagscale.layers.rotary import PATCHES as rotary_patches
 from megatron.flagscale.metrics.patches import PATCHES as recording_patches
@@ -49,6 +50,7 @@ _ALWAYS = (
     *validation_patches,
     *tokenizer_patches,
     *expert_bias_patches,
+    *padding_patches,
     *prediction_patches,
     *schedule_patches,
     *steering_patches,

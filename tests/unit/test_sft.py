@@ -30,6 +30,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"transformer_impl": "transformer_engine"}, "transformer_impl", "use `torch`, whose attention"),
     ({"dataloader_type": "cyclic"}, "dataloader_type", "samples come in another order in each epoch anyway"),
     ({"dataloader_type": "external"}, "dataloader_type", "cannot be used with"),
+    (
+        {"num_experts": 4, "moe_router_load_balancing_type": "sinkhorn"},
+        "moe_router_load_balancing_type",
+        "it counts padding",
+    ),
     ({"allow_ambiguous_pad_tokens": True}, "allow_ambiguous_pad_tokens", "padding is not found by its id"),
     ({"no_packing": True, "reset_position_ids": True}, "reset_position_ids", "has no effect with"),
     ({"no_packing": True, "reset_attention_mask": True}, "reset_attention_mask", "has no effect with"),

@@ -101,7 +101,9 @@ def by_option(problems: list[Problem]) -> list[tuple[str, str]]:
 def test_launcher_and_worker_report_a_violation_in_the_same_words(
     example: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron.flagscale.checks._PACKAGES", {})  # the worker also says what is missing here
+    monkeypatch.setattr(
+        "megatron.flagscale.checks._PACKAGES", {}
+    )  # the worker also says what is missing here
     machine, defaults = (HOST, ON_CPU) if example.platform == "cpu" else (CHIP, ())
     tree = {"save": FOR_THE_ENGINE["save"], **TASK, **example.changes}
     args = engine_parser().parse_args([*defaults, *argv_of(tree)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from flagscale_testing.conversations import LENGTH, drawn, write_conversations
 from flagscale_testing.jobs.demo import TINY
 from flagscale_testing.ranks.conversations import LAYOUTS, PROGRAM, STEPS, Figures, Outcome, trained
 from flagscale_testing.ranks.forked import Run, run_all
+from flagscale_testing.ranks.layouts import COMMON, CP2, EXPERTS, LLAMA, PP2, TP2
 from flagscale_testing.ranks.training import ROOT
 from megatron.flagscale.sft.sample import lengths_of, sample_of
 
@@ -66,6 +68,36 @@ def test_consumed_tokens_are_those_of_conversations(
     name: str, outcomes: tuple[Figures, dict[str, Outcome]]
 ) -> None:
     assert outcomes[1][name].consumed_tokens == STEPS * sum(len(ids) for ids, _ in TRAIN)
+
+
+PADDED = {
+    "shorter": (1, LENGTH, ""),
+    "longer": (1, 96, ""),
+    "longer, TP2 SP PP2": (4, 96, f"{TP2} --sequence-parallel {PP2} --expert-tensor-parallel-size 1"),
+    "longer, CP2": (2, 96, CP2),
+}
+"""By name: ranks, tokens of a sample, and layout. A sample is one conversation, so only padding differs."""
+BALANCED = f"""{LLAMA} {EXPERTS} --moe-router-score-function sigmoid --moe-router-enable-expert-bias
+    --moe-router-bias-update-rate 0.1 --moe-router-load-balancing-type seq_aux_loss
+    --moe-aux-loss-coeff 1 --moe-z-loss-coeff 0.1"""
+
+
+@pytest.mark.slow
+def test_padding_does_not_count_in_the_balance_of_experts(tmp_path: Path) -> None:
+    prefix = write_conversations(tmp_path / "train", TRAIN[:4])
+    options = "--micro-batch-size 1 --no-packing --calculate-per-token-loss --train-iters 2"
+    argv = shlex.split(f"{COMMON} {BALANCED} {options} --global-batch-size 4")
+    runs = []
+    for name, (ranks, length, layout) in PADDED.items():
+        sizes = ("--seq-length", str(length), "--max-position-embeddings", str(length))
+        own = (*argv, *sizes, *shlex.split(layout), "--train-data-path", prefix)
+        runs.append(Run(name, ranks, (*own, "--data-cache-path", str(tmp_path / "cache")), PROGRAM))
+    curves = run_all(runs, tmp_path)
+    expected = curves["shorter"]
+    for found in curves.values():
+        assert not found.error
+        assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+        assert found.grad_norms == pytest.approx(expected.grad_norms, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -129,36 +161,3 @@ def test_without_packing_every_conversation_has_a_sample(tmp_path: Path) -> None
     for sample in (samples[place] for place in range(len(samples))):
         found.append(sample["tokens"][: LENGTH - int(sample["padding"])].tolist())
     assert sorted(found) == sorted(ids for ids, _ in TRAIN)
-
-
-def test_separate_masks_are_multiplied_with_those_of_samples(tmp_path: Path) -> None:
-    from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
-    from megatron.core.datasets.utils import Split
-    from megatron.core.tokenizers import MegatronTokenizer
-
-    from megatron.flagscale.datasets import ContentGPTDataset, SeparateMaskDataset
-
-    prefix = write_conversations(tmp_path / "train", TRAIN)
-    config = GPTDatasetConfig(
-        random_seed=1,
-        sequence_length=LENGTH,
-        blend=([prefix], None),
-        split="1",
-        path_to_cache=str(tmp_path / "cache"),
-        tokenizer=MegatronTokenizer.from_pretrained(metadata_path={"library": "null-text"}, vocab_size=255),
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-    )
-    config.content = ""  # type: ignore[attr-defined]
-    texts = ContentGPTDataset.build_low_level_dataset(prefix, config)
-    indices = np.arange(len(TRAIN), dtype=np.int32)
-    named = (texts, prefix, indices, 5, Split.train, config)
-    plain, masked = ContentGPTDataset(*named), SeparateMaskDataset(*named)
-    stream = [mask for number in masked.document_index for mask in TRAIN[number][1]]
-    for place in range(5):
-        assert torch.equal(plain[place]["tokens"], masked[place]["tokens"])
-        begin = masked.shuffle_index[place] * LENGTH
-        assert masked[place]["loss_mask"].tolist() == stream[begin + 1 : begin + LENGTH + 1]
-    assert plain[0]["loss_mask"].sum() == LENGTH
