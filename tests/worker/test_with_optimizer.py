@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from flagscale_testing.conversations import drawn, write_conversations
+from flagscale_testing.ranks.conversations import PROGRAM as CONVERSATIONS
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.training import MOCK_DATA, MODEL, read_metrics, saving
 
@@ -79,6 +81,30 @@ def test_state_is_loaded_and_everything_else_begins_again(tmp_path: Path, layout
     # The same weights and samples, but other updates.
     assert curves["both"].losses[0] == curves["weights"].losses[0]
     assert curves["both"].losses[1] != curves["weights"].losses[1]
+
+
+@pytest.mark.slow
+def test_instruction_tuning_starts_with_the_state_of_a_training_on_text(tmp_path: Path) -> None:
+    import torch
+
+    path = write_conversations(tmp_path / "train", drawn(24))
+    data = ("--train-data-path", path, "--tokenizer-type", "NullTokenizer", "--vocab-size", "255")
+    data = (*data, "--calculate-per-token-loss")
+    start = ("--pretrained-checkpoint", str(tmp_path / "old"), "--finetune-with-optim")
+    two = ("--train-iters", "2")
+    runs = [
+        Run("old", 1, (*MODEL, *MOCK_DATA, *saving(tmp_path / "old"), *two), mutation=MUTATION),
+        Run("tuned", 1, (*MODEL, *data, *saving(tmp_path / "new"), *NEW, *start), CONVERSATIONS, MUTATION),
+    ]
+    curves = run_all(runs, tmp_path)
+    assert (curves["old"].error, curves["tuned"].error) == ("", "")
+    begin = load(tmp_path / "tuned" / "before_0.pt")
+    assert begin["iteration"] == 0
+    expected = load(tmp_path / "old" / "after_0.pt")["states"]
+    assert len(begin["states"]) == len(expected) > 0
+    for found, saved in zip(begin["states"], expected, strict=True):
+        assert torch.equal(found["exp_avg"], saved["exp_avg"])
+    assert len(curves["tuned"].losses) == 3
 
 
 @pytest.mark.slow

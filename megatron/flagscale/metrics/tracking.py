@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import importlib
 import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,9 @@ def tracking_of(args: Any, parameters_of: Callable[[Any], Mapping[str, Any]]) ->
     values = vars(args)
     if not values.get(URI):
         return None
+    # It takes seconds of computing: in the other thread, it would slow down the iterations of this rank.
+    with suppress(ImportError):  # which the thread reports
+        importlib.import_module("mlflow")
     file = values.get(RUN_FILE)
     target = Target(
         values[URI], values.get(EXPERIMENT) or "flagscale", values.get(RUN_NAME), Path(file) if file else None
