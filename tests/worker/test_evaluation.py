@@ -272,29 +272,6 @@ def test_texts_that_are_too_long_are_counted(
     assert f"tiny: {count} x Combined length of context (N)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("is_chat", [False, True])
-def test_chat_templates_are_applied_only_if_asked_for(
-    evaluate: Callable[..., int], model: Path, tmp_path: Path, is_chat: bool
-) -> None:
-    """With the template, the examples of a prompt are earlier turns of its conversation (lm_eval 0.4.13)."""
-    from flagscale_testing.evaluated import QUESTIONS, reference
-
-    words = ("--pretrained", str(model), *FP32, "--num_fewshot", "1", "--log_samples")
-    chat = ("--apply_chat_template",) if is_chat else ()
-    assert evaluate(*words, *chat, task=("local_answer",)) == 0
-    template = reference(model).tokenizer.apply_chat_template
-
-    def as_text(shown: str, asked: str) -> str:
-        turns = [("user", shown), ("assistant", "x"), ("user", asked)]
-        messages = [{"role": role, "content": content} for role, content in turns]
-        return template(messages, tokenize=False) if is_chat else f"{shown} x\n\n{asked}"
-
-    for record in records_of(tmp_path / "out", "local_answer"):
-        asked = QUESTIONS[record["doc_id"]]
-        prompt = record["arguments"]["gen_args_0"]["arg_0"]
-        assert prompt in {as_text(shown, asked) for shown in QUESTIONS if shown != asked}
-
-
 def test_the_catalog_is_that_of_the_installed_harness() -> None:
     from flagscale.engines.lm_eval.catalog import harness_catalog, task_names
     from megatron.flagscale.evaluation.catalog import build_catalog, packed
