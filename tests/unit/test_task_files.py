@@ -29,6 +29,11 @@ def test_functions_and_included_files_are_read(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("task: [a", "t.yaml:1: not YAML: "),
+        ("task: a\ndoc_to_txt: b\n", "t.yaml: unknown key `doc_to_txt`; did you mean `doc_to_text`?"),
+        (
+            "task: a\noutput_type: multiple\n",
+            "`output_type` cannot be 'multiple'; did you mean `multiple_choice`",
+        ),
         ("- a\n", "t.yaml: the keys of a task are expected here"),
         ("include: t.yaml\n", "t.yaml: the file includes itself"),
         ("include: none.yaml\n", "none.yaml: cannot be read: No such file or directory"),

@@ -70,6 +70,12 @@ def scores_in(folder: Path) -> dict[tuple[str, str], float]:
     }
 
 
+def records_of(folder: Path, task: str) -> list[dict[str, Any]]:
+    """Return what a run kept of the examples of the model `tiny`, in the order of the examples."""
+    lines = (folder / f"models/tiny/{task}.jsonl").read_text().splitlines()
+    return sorted(map(json.loads, lines), key=lambda record: record["doc_id"])
+
+
 FP32 = ("--model_args", '{"dtype": "float32"}')
 
 
@@ -92,24 +98,23 @@ def test_scores_of_a_folder_are_those_computed_apart(
     found = scores_in(out)
     assert found == {("tiny", "acc"): acc, ("tiny", "acc_norm"): normed, ("tiny", "exact_match"): 0.0}
     assert 0 < acc < 1, "a score that every mistake would give shows nothing"
-    records = [json.loads(line) for line in (out / "models/tiny/local_choice.jsonl").read_text().splitlines()]
+    records = records_of(out, "local_choice")
     assert len(records) == len(QUESTIONS)
-    for record, one in zip(sorted(records, key=lambda record: record["doc_id"]), right, strict=True):
+    for record, one in zip(records, right, strict=True):
         assert [float(pair[0]) for pair in record["filtered_resps"]] == pytest.approx(one, abs=1e-4)
-    answers = [json.loads(line) for line in (out / "models/tiny/local_answer.jsonl").read_text().splitlines()]
-    by_question = {one["doc"]["q"]: one["filtered_resps"][0] for one in answers}
-    assert [by_question[question] for question in QUESTIONS] == expected.answers()
+    answers = [record["filtered_resps"][0] for record in records_of(out, "local_answer")]
+    assert answers == expected.answers()
     printed = capsys.readouterr().out
     assert re.search(rf"local_choice +acc ↑ +{acc:.4f} +0\.\d+ +0 +{len(QUESTIONS)}", printed)
     assert (out / "results.txt").read_text() in printed
     assert not (out / "results.svg").exists(), "a picture compares models"
     total = len(QUESTIONS) * 4
     progress = json.loads((tmp_path / "progress.json").read_text())
-    assert (progress["done"], progress["total"], progress["unit"]) == (total, total, "requests")
+    assert progress == {"done": total, "total": total, "unit": "requests", "tokens_per_s": None}
 
 
 def test_checkpoints_are_converted_and_compared(
-    evaluate: Callable[..., int], model: Path, tmp_path: Path
+    evaluate: Callable[..., int], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from flagscale_testing.evaluated import accuracies, reference, write_model
     from megatron.flagscale.convert.convert import convert
@@ -119,7 +124,22 @@ def test_checkpoints_are_converted_and_compared(
         made = convert(write_model(tmp_path / f"hf_{seed}", seed), tmp_path / f"mg_{seed}")
         (release,) = made.target.glob("release")
         shutil.copytree(release, folder / f"iter_{iteration:07d}")
-    assert evaluate("--checkpoints", str(folder), "--iterations", "all", *FP32) == 0
+    words = ("--checkpoints", str(folder), "--iterations", "all", *FP32)
+    assert evaluate(*words) == 2
+    printed = capsys.readouterr().out
+    assert "flagscale: error: no tokenizer is stored with this checkpoint (2 places)" in printed
+    assert f"{folder}/iter_0000010" in printed
+    (folder / "iter_0000020" / ".metadata").rename(tmp_path / "metadata")
+    (folder / "iter_0000020" / "manifest.json").rename(tmp_path / "manifest")
+    assert evaluate("--checkpoints", str(folder), "--iterations", "15", "20", *FP32) == 2
+    printed = capsys.readouterr().out
+    assert f"{folder}: no checkpoint of iteration 15 found; there are 20, 10" in printed
+    assert f"{folder}/iter_0000020: the checkpoint cannot be used: its save was not finished" in printed
+    (tmp_path / "metadata").rename(folder / "iter_0000020" / ".metadata")
+    (tmp_path / "manifest").rename(folder / "iter_0000020" / "manifest.json")
+    (folder / "iter_0000030").mkdir()
+    assert evaluate(*words, "--tokenizer", str(model)) == 0
+    assert f"{folder}/iter_0000030 is left out: its save was not finished" in capsys.readouterr().out
     out, found = tmp_path / "out", scores_in(tmp_path / "out")
     for iteration, seed in ((10, 0), (20, 1)):
         acc, normed = accuracies(reference(tmp_path / f"hf_{seed}").choices(bos=True))
@@ -128,6 +148,32 @@ def test_checkpoints_are_converted_and_compared(
     assert {one["iteration"] for one in json.loads((out / "results.json").read_text())} == {10, 20}
     assert ">iteration<" in (out / "results.svg").read_text()
     assert not list((out / "converted").iterdir()), "what was converted is removed"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"doc_to_text": "{{nothing}}"}, "`bad` cannot be loaded: UndefinedError: 'nothing' is undefined"),
+        ({"test_split": "tests"}, "`bad` cannot be loaded: KeyError: 'tests'"),
+        (
+            {"metric_list": [{"metric": "accu", "aggregation": "mean", "higher_is_better": True}]},
+            "task `bad`: unknown metric `accu`; did you mean `acc`?",
+        ),
+    ],
+)
+def test_mistakes_in_a_task_are_reported_before_a_model_is_opened(
+    evaluate: Callable[..., int],
+    tasks: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    keys: dict[str, Any],
+    message: str,
+) -> None:
+    task = json.loads((tasks / "local_choice.yaml").read_text())
+    (tmp_path / "bad.yaml").write_text(json.dumps({**task, "task": "bad", **keys}))
+    words = ("--pretrained", str(tmp_path / "missing"), "--include_path", str(tmp_path))
+    assert evaluate(*words, task=("bad",)) == 2
+    assert f"flagscale: error: task {message.removeprefix('task ')}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [("--checkpoints", "{}", "--iterations", "30"), ("--checkpoints", "{}")])
@@ -187,10 +233,8 @@ def test_a_server_gets_no_bos_unless_it_is_asked_for(
     words = ("--model", "local-completions", "--model_args", json.dumps(args), "--tokenizer", str(model))
     assert evaluate(*words, "--log_samples") == 0
     right = reference(model).choices(bos=bool(bos))
-    lines = (tmp_path / "out/models/tiny/local_choice.jsonl").read_text().splitlines()
-    found = {one["doc_id"]: one["filtered_resps"] for one in map(json.loads, lines)}
-    for place, one in enumerate(right):
-        assert [float(pair[0]) for pair in found[place]] == pytest.approx(one, abs=1e-4)
+    for record, one in zip(records_of(tmp_path / "out", "local_choice"), right, strict=True):
+        assert [float(pair[0]) for pair in record["filtered_resps"]] == pytest.approx(one, abs=1e-4)
     assert scores_in(tmp_path / "out")["tiny", "acc"] == accuracies(right)[0]
 
 
@@ -211,8 +255,17 @@ def test_texts_that_are_too_long_are_counted(
     evaluate: Callable[..., int], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The harness cuts the beginning of a text that is too long, and goes on (lm_eval 0.4.13)."""
-    args = ("--model_args", '{"dtype": "float32", "max_length": 12}')
-    assert evaluate("--pretrained", str(model), *args) == 0
+    from flagscale_testing.evaluated import CHOICES, QUESTIONS, reference
+
+    limit, known = 12, reference(model)
+    args = ("--model_args", json.dumps({"dtype": "float32", "max_length": limit}))
+    assert evaluate("--pretrained", str(model), *args, "--log_samples") == 0
+    for record in records_of(tmp_path / "out", "local_choice"):
+        question = QUESTIONS[record["doc_id"]]
+        for choice, (found, _) in zip(CHOICES, record["filtered_resps"], strict=True):
+            ids = known.ids(f"{question} {choice}", bos=True)[-(limit + 1) :]
+            expected = sum(known.log_probabilities(ids)[-len(choice) - 1 :])
+            assert float(found) == pytest.approx(expected, abs=1e-4)
     warnings = json.loads((tmp_path / "out/models/tiny/results.json").read_text())["warnings"]
     ((_, count),) = [(text, count) for text, count in warnings.items() if "exceeds model's maximum" in text]
     assert count > 1
@@ -220,11 +273,15 @@ def test_texts_that_are_too_long_are_counted(
 
 
 def test_the_catalog_is_that_of_the_installed_harness() -> None:
-    from flagscale.engines.lm_eval.catalog import harness_catalog
-    from megatron.flagscale.evaluation.catalog import build_catalog
+    from flagscale.engines.lm_eval.catalog import harness_catalog, task_names
+    from megatron.flagscale.evaluation.catalog import build_catalog, packed
 
+    names = {"arc", "arc_easy", "arc_easy_mt", "lambada"}
+    assert task_names(packed(names)) == names
     built = build_catalog()
     known = harness_catalog()
     assert (built["engine"], built["version"]) == (known.run.engine, known.run.version), "make catalog"
     assert {*built["arguments"]} == {*known.run.options}
-    assert {*built["tasks"]} == known.tasks
+    assert task_names(built["tasks"]) == known.tasks
+    assert {*built["task_keys"]} == known.task_keys
+    assert tuple(built["output_types"]) == known.output_types

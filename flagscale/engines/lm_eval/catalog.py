@@ -21,14 +21,24 @@ class HarnessCatalog:
     """The arguments of `lm-eval run`."""
     tasks: frozenset[str]
     """The names of its tasks, groups and tags."""
+    task_keys: frozenset[str]
+    """The keys of a file that defines a task."""
+    output_types: tuple[str, ...]
+    """The values of its key `output_type`."""
 
 
 @cache
 def harness_catalog() -> HarnessCatalog:
     """Return the catalog of the pinned version."""
     raw = json.loads(_FILE.read_text(encoding="utf-8"))
-    names = (first + rest for first, rests in raw["tasks"].items() for rest in rests.split(" "))
-    return HarnessCatalog(catalog_of(raw), frozenset(names))
+    return HarnessCatalog(
+        catalog_of(raw), task_names(raw["tasks"]), frozenset(raw["task_keys"]), tuple(raw["output_types"])
+    )
+
+
+def task_names(packed: Mapping[str, str]) -> frozenset[str]:
+    """Return the names that a catalog holds by their part before the first `_`."""
+    return frozenset(first + rest for first, rests in packed.items() for rest in rests.split(" "))
 
 
 _OF_FLAGSCALE = "FlagScale writes results, tables and pictures into the run directory"

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.lora import trains_adapters
 from flagscale.errors import Violation, nearest, short
-from flagscale.run.checkpoints import TRACKER, folder_of
+from flagscale.run.checkpoints import TRACKER, folder_of, newest, read_arguments
+from flagscale.run.manifest import FOLDER
+from flagscale.run.rundir import RunDir
 
 COMPLETIONS, CHAT = "local-completions", "local-chat-completions"
 _FOLDERS = ("hf", "vllm")
@@ -120,18 +123,42 @@ def _endpoint_violations(
 def checkpoint_violations(checkpoints: CheckpointChoice) -> Iterator[Violation]:
     """Yield the folders that are neither a model nor checkpoints, and the iterations that do not exist."""
     for folder in map(Path, checkpoints.folders):
+        single = _single(folder)
         if not folder.is_dir():
             yield "checkpoints", f"{folder}: no such folder"
-        elif not is_model(folder) and not _has_checkpoints(folder):
-            yield "checkpoints", f"{folder}: neither a model folder (config.json) nor checkpoints (iter_*)"
-        elif is_model(folder) and (checkpoints.iterations or checkpoints.all_iterations):
-            yield "iterations", f"{folder} is a model folder, which has no iterations: remove the key"
+        elif not single and not _has_checkpoints(folder):
+            below = RunDir(folder).checkpoints
+            hint = f"; it is a run directory, whose checkpoints are in {below}" if below.is_dir() else ""
+            yield (
+                "checkpoints",
+                f"{folder}: neither a model folder (config.json) nor checkpoints (iter_*){hint}",
+            )
+        elif single and (checkpoints.iterations or checkpoints.all_iterations):
+            yield "iterations", f"{folder} is a {single}, which has no iterations: remove the key"
         else:
             stored = sorted(int(one.name[5:]) for one in folder.glob("iter_*") if one.name[5:].isdecimal())
             for one in checkpoints.iterations:
                 if not (folder / folder_of(one)).is_dir():
                     found = f"; there are {', '.join(map(str, stored))}" if stored else ""
                     yield "iterations", f"{folder}: no checkpoint of iteration {one}{found}"
+            if _holds_adapters(folder):
+                yield (
+                    "checkpoints",
+                    f"{folder} holds adapters without their base: merge one into it (python tools/checkpoint/"
+                    f"adapter.py merge --load {folder} --base BASE --save MERGED), and evaluate MERGED",
+                )
+
+
+def _holds_adapters(folder: Path) -> bool:
+    """Return whether the newest checkpoint of a folder, or the one that it is, is that of adapters."""
+    return trains_adapters(read_arguments(newest(folder) or folder) or {})
+
+
+def _single(folder: Path) -> str:
+    """Return what a folder is if it holds a single model; "" if it is a folder of checkpoints."""
+    if is_model(folder):
+        return "model folder"
+    return "checkpoint" if FOLDER.fullmatch(folder.name) or (folder / ".metadata").is_file() else ""
 
 
 def is_model(folder: Path) -> bool:
@@ -140,4 +167,4 @@ def is_model(folder: Path) -> bool:
 
 
 def _has_checkpoints(folder: Path) -> bool:
-    return (folder / TRACKER).is_file() or any(folder.glob("iter_*")) or folder.name.startswith("iter_")
+    return (folder / TRACKER).is_file() or any(folder.glob("iter_*"))

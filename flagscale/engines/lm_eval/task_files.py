@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from flagscale.engines.lm_eval.catalog import harness_catalog
+from flagscale.errors import nearest, short
 from flagscale.files import read_regular_text
 
 _LOCAL_READERS = ("json", "csv", "parquet", "text", "arrow")
@@ -63,18 +65,35 @@ def read_task_file(path: Path, cwd: Path = Path()) -> TaskFile:
     named = [config[key] for key in ("task", "group") if isinstance(config.get(key), str)]
     tags = config.get("tag") or ()
     files = [*_data_files(config)]
+    wrong = [f"{path}: {what}" for what in _wrong_keys(config)]
     missing = [file for file in files if "://" not in file and not _exists(cwd, file)]
     return TaskFile(
         path,
         names=(*named, *([tags] if isinstance(tags, str) else map(str, tags))),
         needs_probabilities=config.get("output_type", "generate_until") != "generate_until",
         is_local=config.get("dataset_path") in _LOCAL_READERS and not any("://" in file for file in files),
-        problems=tuple(
-            f"{path}: dataset_kwargs.data_files: {file}: no such file (paths are relative to the folder in "
-            "which the job is started)"
-            for file in missing
+        problems=(
+            *wrong,
+            *(
+                f"{path}: dataset_kwargs.data_files: {file}: no such file (paths are relative to the folder "
+                "in which the job is started)"
+                for file in missing
+            ),
         ),
     )
+
+
+def _wrong_keys(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys of a task that the harness does not know; groups and classes have keys of their own."""
+    if not isinstance(config.get("task"), str) or "group" in config or "class" in config:
+        return
+    known = harness_catalog()
+    for key in config:
+        if key not in known.task_keys:
+            yield f"unknown key `{key}`; {nearest(str(key), known.task_keys)}".rstrip("; ")
+    kind = config.get("output_type")
+    if kind is not None and kind not in known.output_types:
+        yield f"`output_type` cannot be {short(kind)}; {nearest(str(kind), known.output_types)}"
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -7,6 +7,7 @@ The control plane checks users' keys and names of tasks against a committed copy
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
 
@@ -27,13 +28,19 @@ _BOUNDS: dict[str, dict[str, Any]] = {
 }
 """What the harness does not check itself: a limit of 0 ends in a division by zero, for example."""
 
+_OF_INDEX = {"include", "tag", "group", "task_list"}
+"""Keys of a task's file that the harness reads itself (`lm_eval/tasks/_factory.py`)."""
+
 
 def build_catalog() -> dict[str, Any]:
     """Return the catalog that `flagscale.engines.lm_eval.catalog` reads.
 
     `arguments`: those of `lm-eval run`, as `describe_actions` describes them; `tasks`: the names of all
-    tasks, groups and tags, as `_packed` packs them.
+    tasks, groups and tags, as `packed` packs them; `task_keys` and `output_types`: what files of tasks may
+    contain.
     """
+    from lm_eval.api.task import ALL_OUTPUT_TYPES
+    from lm_eval.config.task import TaskConfig
     from lm_eval.tasks import TaskManager
 
     arguments = describe_actions(run_parser()._actions)
@@ -48,11 +55,13 @@ def build_catalog() -> dict[str, Any]:
         "engine": "lm_eval",
         "version": version("lm_eval"),
         "arguments": arguments,
-        "tasks": _packed(TaskManager().all_tasks),
+        "task_keys": sorted({one.name for one in fields(TaskConfig)} | _OF_INDEX),
+        "output_types": ALL_OUTPUT_TYPES,
+        "tasks": packed(TaskManager().all_tasks),
     }
 
 
-def _packed(names: Iterable[str]) -> dict[str, str]:
+def packed(names: Iterable[str]) -> dict[str, str]:
     """Return names by their part before the first `_`: the remainders, separated by spaces.
 
     One line per name would make the file twenty times as long.

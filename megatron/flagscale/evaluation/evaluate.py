@@ -1,7 +1,7 @@
 """Evaluate models: `python -m megatron.flagscale.evaluation.evaluate HARNESS-ARGUMENTS --output FOLDER`.
 
-Takes the arguments of `lm-eval run`, and runs its tasks on one or several models. Each model's results are
-written when they are known; the table of all, and a picture if there are several models, at the end.
+Takes the arguments of `lm-eval run`, and runs its tasks on one or several models. The results of a model, the
+table of all models so far, and a picture if they are several, are written when a model is done.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import shutil
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +21,53 @@ from flagscale.files import write_atomic
 from flagscale.run.failure import MISTAKE
 from megatron.flagscale.evaluation.harness import call_arguments, run_parser, settings_of
 from megatron.flagscale.evaluation.harness_log import counted_warnings
-from megatron.flagscale.evaluation.models import huggingface_folder, models_of, register_aquila
+from megatron.flagscale.evaluation.models import (
+    huggingface_folder,
+    models_of,
+    register_aquila,
+    tokenizer_of,
+)
 from megatron.flagscale.evaluation.picture import picture
 from megatron.flagscale.evaluation.progress import Progress
 from megatron.flagscale.evaluation.scores import Score, scores_of, table, to_json
+from megatron.flagscale.evaluation.tasks import tasks_of
 
 _OWN = ("pretrained", "tokenizer", "checkpoints", "iterations", "keep_converted", "output")
 
 _RESULTS = ("results.json", "results.txt", "results.svg")
 """The files of the scores of all models, in the folder of the results."""
+_MODELS = "models"
+"""Beside them, the folder with one folder per model."""
 
 
 def main(words: Sequence[str]) -> int:
     """Evaluate, and return the exit code: 0 if all is done, 2 for a user's mistake."""
     arguments = _parser().parse_args(words)
     output = Path(arguments.output)
-    for name in _RESULTS:  # those of an earlier run would be taken for this one's
+    # Those of an earlier run would be taken for this one's.
+    for name in _RESULTS:
         (output / name).unlink(missing_ok=True)
+    shutil.rmtree(output / _MODELS, ignore_errors=True)
+    scores: list[Score] = []
     try:
-        scores = _evaluated(arguments)
+        for found in _evaluated(arguments):
+            scores += found
+            _write(scores, output)
     except UserError as error:
         for message in error.messages:
-            print(f"{MISTAKE}{' '.join(message.split())}", flush=True)
+            print(f"{MISTAKE}{'; '.join(map(str.strip, message.splitlines()))}", flush=True)
         return error.exit_code
+    print(table(scores), end="", flush=True)
+    print(f"flagscale: wrote {len(scores)} scores to {output}", flush=True)
+    return 0
+
+
+def _write(scores: Sequence[Score], output: Path) -> None:
     json_file, text_file, picture_file = (output / name for name in _RESULTS)
     write_atomic(json_file, _text(to_json(scores)))
     write_atomic(text_file, table(scores))
-    print(table(scores), end="", flush=True)
     if len({one.model for one in scores}) > 1:
         write_atomic(picture_file, picture(scores))
-    print(f"flagscale: wrote {len(scores)} scores to {output}", flush=True)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _evaluated(arguments: argparse.Namespace) -> list[Score]:
-    """Return the scores of all models.
+def _evaluated(arguments: argparse.Namespace) -> Iterator[list[Score]]:
+    """Yield the scores of one model after another.
 
     Raises:
         UserError: something that is given cannot be used.
@@ -80,26 +98,24 @@ def _evaluated(arguments: argparse.Namespace) -> list[Score]:
         settings = settings_of(argparse.Namespace(**of_harness), str(output))
     except ValueError as error:
         raise UserError(str(error)) from None
-    models, tasks = models_of(arguments), tasks_of(settings)
-    progress = Progress(len(models))
-    scores: list[Score] = []
+    tasks, models = tasks_of(settings), models_of(arguments)
+    progress, keep = Progress(len(models)), arguments.keep_converted
     for model in models:
         place = output / "converted" / model.name
         with (
-            huggingface_folder(model, place, keep=arguments.keep_converted) as folder,
+            huggingface_folder(model, place, tokenizer_of(arguments), keep=keep) as folder,
             counted_warnings() as warnings,
         ):
             results = _results(settings, tasks, model.name, folder, progress)
         for warning, count in warnings.items():
             print(f"flagscale: {model.name}: {count} x {warning}", flush=True)
         samples = results.pop("samples", {})
-        folder_of_model = output / "models" / model.name
+        folder_of_model = output / _MODELS / model.name
         write_atomic(folder_of_model / "results.json", _text({**results, "warnings": warnings}))
         for task, lines in samples.items():
             records = "".join(_text(one, indent=None) for one in lines)
             write_atomic(folder_of_model / f"{task}.jsonl", records)
-        scores += scores_of(results, model.name, model.iteration)
-    return scores
+        yield [*scores_of(results, model.name, model.iteration)]
 
 
 def _results(
@@ -130,33 +146,6 @@ def _results(
     return dict(found)
 
 
-def tasks_of(settings: Any) -> tuple[Any, list[str]]:
-    """Return the harness's index of tasks, and the tasks to run, with patterns replaced by what they match.
-
-    Reading the harness's 14 000 files takes many seconds: its own tasks are left out if all are the user's.
-
-    Raises:
-        UserError: a task is unknown.
-    """
-    from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._index import Kind
-
-    wanted = [*dict.fromkeys(settings.tasks)]
-    where = {"include_path": settings.include_path, "metadata": settings.metadata}
-    own = TaskManager(include_defaults=False, **where)
-    kinds = {name: entry.kind for name, entry in own.task_index.items()}
-    if all(kinds.get(task) is Kind.TASK or Path(task).is_file() for task in wanted):
-        return own, wanted
-    every = TaskManager(**where)
-    found: list[str] = []
-    for task in wanted:
-        matching = [task] if Path(task).is_file() else every.match_tasks([task])
-        if not matching:
-            raise UserError(f"unknown task `{task}` (tasks, include_path)")
-        found += matching
-    return every, [*dict.fromkeys(found)]
-
-
 def _device() -> str:
     """Return torch's name of the kind of device on which models run here."""
     import torch
@@ -173,4 +162,6 @@ def _text(value: Any, indent: int | None = 1) -> str:
 
 
 if __name__ == "__main__":  # vLLM starts processes that import this module again
+    # A stop then leaves through `finally`, which removes what was converted.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main(sys.argv[1:]))

@@ -40,7 +40,9 @@ def models_of(arguments: Namespace) -> list[Model]:
         UserError: a folder holds no usable model or checkpoint, or the server does not serve the model.
     """
     if arguments.checkpoints:
-        return _with_names([one for folder in arguments.checkpoints for one in _in_folder(folder, arguments)])
+        models = [one for folder in arguments.checkpoints for one in _in_folder(folder, arguments)]
+        _check_convertible(models, tokenizer_of(arguments), bool(arguments.tokenizer))
+        return _with_names(models)
     if arguments.pretrained:
         return [Model(Path(arguments.pretrained).name or arguments.pretrained, arguments.pretrained)]
     args: Mapping[str, Any] = arguments.model_args or {}
@@ -65,10 +67,43 @@ def _in_folder(folder: str, arguments: Namespace) -> Iterator[Model]:
         if not found:
             raise UserError(f"{folder}: no complete checkpoint found")
     else:
-        wanted = [int(one) for one in arguments.iterations]
-        found = [find_checkpoint(path, one) for one in wanted] or [find_checkpoint(path)]
+        found = []
+        problems: list[Problem] = []
+        chosen: list[int | None] = [*map(int, arguments.iterations)]
+        for wanted in chosen or [None]:
+            try:
+                found.append(find_checkpoint(path, wanted))
+            except UserError as error:
+                problems += error.problems
+        if problems:
+            raise UserError(problems)
     for checkpoint in found:
         yield Model(checkpoint.name, str(checkpoint), _iteration_of(checkpoint), is_checkpoint=True)
+
+
+def tokenizer_of(arguments: Namespace) -> Path | None:
+    """Return the folder of the tokenizer that is given; None if there is none, or only a name on a hub."""
+    return Path(arguments.tokenizer) if arguments.tokenizer and os.path.isdir(arguments.tokenizer) else None
+
+
+def _check_convertible(models: list[Model], tokenizer: Path | None, is_tokenizer_given: bool) -> None:
+    """Raise a UserError with every checkpoint that cannot be converted: after hours, it would be too late."""
+    from megatron.flagscale.convert.sources import open_megatron
+    from megatron.flagscale.convert.tokenizer import open_tokenizer
+
+    given = open_tokenizer(tokenizer) if tokenizer else None
+    problems: list[Problem] = []
+    for folder in (Path(one.folder) for one in models if one.is_checkpoint):
+        try:
+            _, companion, _ = open_megatron(folder, None, given, None, None, None)
+        except UserError as error:
+            problems += error.problems
+            continue
+        if not companion.folder and not is_tokenizer_given:
+            hint = "set model_args.tokenizer to the folder of its tokenizer"
+            problems.append(Problem("no tokenizer is stored with this checkpoint", str(folder), hint))
+    if problems:
+        raise UserError(problems)
 
 
 def _iteration_of(checkpoint: Path) -> int | None:
@@ -88,10 +123,11 @@ def _with_names(models: list[Model]) -> list[Model]:
 
 
 @contextmanager
-def huggingface_folder(model: Model, place: Path, *, keep: bool) -> Iterator[str]:
+def huggingface_folder(model: Model, place: Path, tokenizer: Path | None, *, keep: bool) -> Iterator[str]:
     """Yield the folder of a model in Hugging Face's format; a checkpoint is converted into `place` before.
 
-    What was converted is removed afterwards unless it is to be kept.
+    `tokenizer`: the folder of that to include; None: the checkpoint's own. What was converted is removed
+    afterwards unless it is to be kept.
 
     Raises:
         UserError: the checkpoint cannot be converted.
@@ -101,7 +137,8 @@ def huggingface_folder(model: Model, place: Path, *, keep: bool) -> Iterator[str
         return
     from megatron.flagscale.convert.convert import HUGGINGFACE, convert
 
-    converted = convert(Path(model.folder), place, to=HUGGINGFACE, overwrite=True)
+    source = Path(model.folder)
+    converted = convert(source, place, to=HUGGINGFACE, tokenizer=tokenizer, overwrite=True)
     for notice in converted.notices:
         print(f"flagscale: {model.name}: {notice}", flush=True)
     print(f"flagscale: converted {model.folder} ({converted.bytes / 1e6:,.1f} MB) to {place}", flush=True)

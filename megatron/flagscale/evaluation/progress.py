@@ -61,5 +61,5 @@ class Progress:
         if not path or (not is_due and now < self._written + _SECONDS):
             return
         self._written = now
-        record = {"done": self._done, "total": self._total, "unit": self._unit, "tokens_per_s": 0.0}
+        record = {"done": self._done, "total": self._total, "unit": self._unit, "tokens_per_s": None}
         write_atomic(Path(path), json.dumps(record))
