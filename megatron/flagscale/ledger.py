@@ -24,9 +24,8 @@ from megatron.flagscale.patching import Patch
 from megatron.flagscale.schedule import PATCHES as schedule_patches
 from megatron.flagscale.startup import PATCHES as startup_patches
 from megatron.flagscale.steering.passes import PATCHES as pass_patches
-from megatron.flagscale.steering.patches import PATCHES as steering_patches
 from megatron.flagscale.supervision import PATCHES as supervision_patches
-from megatron.flagscale.tracing import PATCHES as tracing_patches
+from megatron.flagscale.train_step import PATCHES as step_patches
 from megatron.flagscale.validation import PATCHES as validation_patches
 
 _ALWAYS = (
@@ -53,7 +52,7 @@ _ALWAYS = (
     *padding_patches,
     *prediction_patches,
     *schedule_patches,
-    *steering_patches,
+    *step_patches,
     *pass_patches,
     *load_patches,
     *saving_patches,
@@ -64,7 +63,6 @@ _ALWAYS = (
     *not_saved_patches,
     *startup_patches,
     *rotary_patches,
-    *tracing_patches,
 )
 
 

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from flagscale.checks.tracing import MEMORY, PROFILE, PROFILER, RANKS, START, last_iteration
 from flagscale.files import write_atomic
 from megatron.flagscale.chips import chip
-from megatron.flagscale.patching import Patch
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +136,9 @@ def prepare_tracing(args: Any) -> None:
     setattr(args, MEMORY, False)
 
 
-def _recorded(original: Callable[..., Any]) -> Callable[..., Any]:
+def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the trainer's `train_step` that records the iterations asked for on this rank."""
+
     @functools.wraps(original)
     def train_step(*positional: Any, **named: Any) -> Any:
         if not _tracers:
@@ -149,16 +150,3 @@ def _recorded(original: Callable[..., Any]) -> Callable[..., Any]:
         return outcome
 
     return train_step
-
-
-PATCHES = (
-    Patch(
-        "megatron.training.training:train_step",
-        _recorded,
-        "The trainer's own use of torch's profiler counts iterations from where the run started, so that a "
-        "resumed run records none or others, needs `tensorboard_dir`, and keeps one trace per rank; its "
-        "memory snapshot is the last rank's alone.",
-        "worker",
-        until="the profiler follows the iterations of the training, and its folder is an argument",
-    ),
-)

@@ -14,7 +14,7 @@ from megatron.flagscale.checkpoint.resume import CONSUMED_TOKENS
 from megatron.flagscale.metrics.recorder import Recorder
 from megatron.flagscale.metrics.tracking import tracking_of
 from megatron.flagscale.patching import Patch
-from megatron.flagscale.steering.patches import steering
+from megatron.flagscale.steering.steps import steering
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The patch by which iterations are left out, or judged before their update: the trainer has no callback."""
+"""Leave out iterations, or judge them before their update."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from flagscale.checks.steering import MAX_ROLLBACKS, ON_BAD_LOSS, ROLLBACK, SKIP, judges_losses
 from flagscale.errors import RollBackError, UserError
 from flagscale.formats import count
-from megatron.flagscale.patching import Patch
 from megatron.flagscale.steering.bad_loss import RECENT, Rule, agreed, asking, fault_of, following
 from megatron.flagscale.steering.passes import Comparison, compares, pass_clock
 from megatron.flagscale.steering.rollback import (
@@ -156,7 +155,9 @@ def steering() -> Steering:
     return Steering(get_args())
 
 
-def _steered(original: Callable[..., Any]) -> Callable[..., Any]:
+def steered(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the trainer's `train_step` that asks the steering what each iteration is for."""
+
     @functools.wraps(original)
     def train_step(
         forward_step: Any,
@@ -174,16 +175,3 @@ def _steered(original: Callable[..., Any]) -> Callable[..., Any]:
         return without_save(steering().step(train, schedule, optimizer, data))
 
     return train_step
-
-
-PATCHES = (
-    Patch(
-        "megatron.training.training:train_step",
-        _steered,
-        "It has no callback between the gradients and the update. The engine's own `iterations_to_skip` "
-        "skips what follows an iteration too (the log, an evaluation, a checkpoint), and reads the data as "
-        "batches of text on every stage, also if it has none.",
-        "worker",
-        until="the trainer has a callback before the update, and skips iterations inside its step",
-    ),
-)
