@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flagscale.errors import UserError
-from megatron.flagscale.convert.tokenizer import open_tokenizer
+from flagscale_testing.chat_templates import write_chat_tokenizer
+from megatron.flagscale.convert.tokenizer import Tokenizer, open_tokenizer, with_template
 
 
 def write(folder: Path, tokenizer: bytes, **config: object) -> Path:
@@ -34,3 +35,16 @@ def test_a_damaged_vocabulary_is_noticed(tmp_path: Path) -> None:
     folder = write(tmp_path, b"", tokenizer_class="LlamaTokenizer")
     with pytest.raises(UserError, match="has only special tokens; its files are damaged or missing"):
         open_tokenizer(folder)
+
+
+def test_a_chosen_chat_template_is_written_and_the_end_of_its_answers_ends_text(tmp_path: Path) -> None:
+    folder = write_chat_tokenizer(tmp_path / "base", None)
+    chosen = with_template(open_tokenizer(folder), "chatml")
+    chosen.copy(tmp_path / "copy")
+    assert "<|im_start|>" in (tmp_path / "copy" / "chat_template.jinja").read_text()
+    ends = [chosen.vocab[token] for token in ("</s>", "<|im_end|>")]
+    assert chosen.generation["eos_token_id"] == ends
+    with pytest.raises(UserError, match="--chat-template chatmll: is neither a file nor"):
+        with_template(open_tokenizer(folder), "chatmll")
+    with pytest.raises(UserError, match="written into the model's tokenizer, but it has none"):
+        with_template(Tokenizer(), "chatml")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,16 +70,18 @@ def greedy(folder: Path) -> tuple[list[list[int]], list[list[int]]]:
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "hf")
     base = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32)
-    found: list[list[list[int]]] = []
-    for model in (base, peft.PeftModel.from_pretrained(base, folder / "peft")):
-        found.append([])
+
+    def generated(model: Any) -> list[list[int]]:
+        found = []
         for prompt in PROMPTS:
             ids = torch.tensor([tokenizer.encode(prompt)])
             lengths = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "eos_token_id": None}
             out = model.generate(input_ids=ids, do_sample=False, **lengths)
-            found[-1].append(out[0, ids.shape[1] :].tolist())
-    without, with_adapter = found
-    return with_adapter, without
+            found.append(out[0, ids.shape[1] :].tolist())
+        return found
+
+    without = generated(base)  # before `peft` puts the adapter into the layers of this model
+    return generated(peft.PeftModel.from_pretrained(base, folder / "peft")), without
 
 
 def test_a_served_adapter_answers_as_peft(server: tuple[Run, int], folder: Path) -> None:

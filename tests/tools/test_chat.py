@@ -159,6 +159,21 @@ def test_mistakes_are_refused_by_line_or_left_out_and_counted(
     }
 
 
+def test_every_mistake_is_listed(chat_tokenizer: Path, tmp_path: Path) -> None:
+    source = written(tmp_path / "chats.jsonl", *[{"text": "x"}] * 150, *TALKS)
+    with pytest.raises(UserError, match="150 conversation"):
+        prepare([source], chat_tokenizer, tmp_path / "out")
+    listed = (tmp_path / "out" / "mistakes.txt").read_text().splitlines()
+    assert [line.partition(": ")[0] for line in listed] == [f"{source}:{n}" for n in range(1, 151)]
+
+
+def test_a_line_that_is_cut_is_named_with_its_column(chat_tokenizer: Path, tmp_path: Path) -> None:
+    source = written(tmp_path / "chats.jsonl", '{"messages": [', *TALKS)
+    with pytest.raises(UserError) as refused:
+        prepare([source], chat_tokenizer, tmp_path / "out")
+    assert str(refused.value.problems[0]) == f"{source}:1: not JSON (Expecting value at column 15)"
+
+
 def test_a_refused_source_can_be_fixed_without_overwrite(
     source: Path, chat_tokenizer: Path, tmp_path: Path
 ) -> None:
@@ -251,6 +266,12 @@ def test_the_command_prints_statistics_or_one_conversation_or_a_mistake(
     assert f", {learnt} of them learnt" in capsys.readouterr().out
     assert command("--view", 3) == 0
     assert "⟦yes! yes! yes! <|im_end|>⟧" in capsys.readouterr().out
+    assert command("--view", 3, "--valid-every", 7, "--overwrite", "--skip-mistakes") == 2
+    refused = capsys.readouterr().err
+    assert [name for name in ("--valid-every", "--overwrite", "--skip-mistakes") if name not in refused] == []
+    assert "--overwrite: has no effect with --view" in refused
+    assert command("--view", 3, "--longest", 0) == 2
+    assert "--longest 0: must be 1 or more" in capsys.readouterr().err
     assert command("--output", tmp_path / "two", "--chat-template", "chatmll") == 2
     assert "--chat-template chatmll: is neither a file nor one of chatml, vicuna" in capsys.readouterr().err
     assert not (tmp_path / "two").exists()

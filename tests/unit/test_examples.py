@@ -31,7 +31,7 @@ MISSPELT = {
 }
 """By task type: a key that does not exist, a key with a wrong value, and the intended name."""
 DEMO_DATA = ("data/demo/train_text_document", "data/demo/valid_text_document")
-DEMO_CHATS = ("data/demo_chat/train", "data/demo_chat/valid")
+DEMO_CHATS = ("data/demo_chat/train", "data/demo_chat/valid", "data/demo_lora/train", "data/demo_lora/valid")
 PICTURES = (
     "data/pictures_demo/energon",
     "data/llava_pretrain",
@@ -65,7 +65,8 @@ def fresh_clone(
     (tmp_path / "data" / "demo" / "tokenizer").mkdir()
     (tmp_path / "data" / "demo" / "tokenizer" / "tokenizer.json").touch()
     write_model(tmp_path / "outputs" / "aquila_demo" / "hf")
-    write_tracker(tmp_path / "outputs" / "aquila_demo" / "checkpoints")
+    write_model(tmp_path / "outputs" / "aquila_demo" / "chat")
+    write_adapter(tmp_path / "outputs" / "aquila_demo_lora" / "adapter", rank=16)
     for folder in PICTURES:
         write_folder(tmp_path / folder, {"train": 64, "val": 8})
     write_tokenizer(tmp_path / "data" / "pictures_demo" / "tokenizer")
@@ -83,6 +84,13 @@ def write_tracker(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TRACKER).write_text("release")
     return folder
+
+
+def write_adapter(folder: Path, rank: int) -> None:
+    """Write a folder of PEFT, as far as the launcher reads it."""
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    (folder / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -51,6 +51,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--iteration", type=int, help="checkpoint to convert (default: newest complete one)")
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer (default: the source's)")
     parser.add_argument(
+        "--chat-template", metavar="NAME|FILE", help="of what is exported (default: that of the training)"
+    )
+    parser.add_argument(
         "--vocab-size", type=int, help="true number of tokens (default: from the source or tokenizer)"
     )
     parser.add_argument("--max-shard-size", type=size, help="of each safetensors file (default: 5GB)")
@@ -77,9 +80,6 @@ def _parser() -> ArgumentParser:
     )
     pictures.add_argument(
         "--image-grid-pinpoints", dest="pinpoints", metavar="GRIDS", help="default: (1x1),...,(6x6)"
-    )
-    pictures.add_argument(
-        "--chat-template", metavar="NAME|FILE", help="of what is exported (default: that of the training)"
     )
     return parser
 

@@ -14,7 +14,7 @@ import itertools
 import json
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,7 @@ def prepare(
     Raises:
         UserError: with the mistakes in the source, or if the folder was made with other settings.
     """
-    longest: dict[str, int] = {} if settings.longest is None else {"longest": settings.longest}
-    check_numbers(valid_every, conversations_per_part=conversations_per_part, **longest)
+    check_numbers(valid_every, conversations_per_part=conversations_per_part, **settings.numbers)
     check_apart(source, output)
     files, chats = source_files(source), Chats(tokenizer, settings)
     layout, content = OutputFolder(output, (TEXT, LOSS_MASK), (STATISTICS, LENGTHS)), content_of(files)
@@ -141,9 +140,7 @@ def _texts(chats: Chats, first: list[Record]) -> Iterator[str]:
 def _report(tally: Tally, layout: OutputFolder, *, refuse: bool) -> None:
     """Write the mistakes to a file; raise UserError with the first of them, or say how many there are."""
     problems = [Problem(one.what, one.where) for one in tally.mistaken]
-    more = tally.mistakes - len(problems)
-    listed = [*map(str, problems), *([f"and {more:,} more"] if more else [])]
-    text = "".join(f"{line}\n" for line in listed)
+    text = "".join(f"{problem}\n" for problem in problems)
     write_atomic(layout.mistakes, text.encode(errors="backslashreplace"))
     if not refuse:
         print(f"{tally.mistakes:,} conversation(s) left out; see {layout.mistakes}", file=sys.stderr)
@@ -207,6 +204,14 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _refuse_options_of_output(arguments: Mapping[str, Any]) -> None:
+    """Raise UserError with the options that have no effect on --view."""
+    names = ("valid_every", "conversations_per_part", "skip_mistakes", "overwrite")
+    if given := [name for name in names if arguments[name] != _parser().get_default(name)]:
+        what, hint = "has no effect with --view, which writes nothing", "leave it out"
+        raise UserError(Problem(what, f"--{name.replace('_', '-')}", hint) for name in given)
+
+
 def main() -> int:
     """Prepare or show conversations from the command line."""
     arguments: dict[str, Any] = vars(parsed := _parser().parse_args())
@@ -215,6 +220,8 @@ def main() -> int:
     settings = Settings(taken["chat_template"], tuple(dict.fromkeys(taken["roles"])), taken["longest"])
     number, output = arguments.pop("view"), arguments["output"]
     if number is not None:
+        _refuse_options_of_output(arguments)
+        check_numbers(0, **settings.numbers)
         chats = Chats(arguments["tokenizer"], settings)
         where, chat = conversation_at(source_files(arguments["source"]), chats, number)
         print(f"{where}: {summary(chat)}", shown(chat, colours=sys.stdout.isatty()), sep="\n")

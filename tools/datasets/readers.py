@@ -178,7 +178,7 @@ _JSON_TYPES = {str: "string", list: "array", dict: "object", bool: "boolean", ty
 def json_value(line: bytes) -> Any:
     """Return the value of one JSON line; raise ValueError, which says what is wrong with the line."""
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.rstrip().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start + 1})") from None
     except json.JSONDecodeError as error:

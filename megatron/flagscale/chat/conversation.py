@@ -61,6 +61,9 @@ class ChatTemplate:
             learnt = [message["role"] == ASSISTANT for message in messages]
         own = tuple(number for number, is_learnt in enumerate(learnt) if is_learnt)
         whole = self._rendered(messages, tools)
+        if tools and whole == self._rendered(messages):
+            what = "the chat template does not write `tools`; use one that does, or leave them out"
+            raise ConversationError(TEMPLATE, what)
         if not tools and all(map(is_plain, messages)) and (frame := self._frame(messages, own)):
             texts = [text for message in messages for text in texts_of(message["content"])]
             for tried in (texts, [text.strip() for text in texts]):

@@ -104,10 +104,10 @@ def convert(
 
     `dtype` (torch's name) casts every tensor; otherwise each keeps its precision. `tokenizer` is included
     with the model; default: the source's own. `vocab_size` is the true number of tokens if the source does
-    not record it. `chat_template` is the template of the conversations of a model with pictures, a name or
-    a file; default: that of its training. `verify` compares the logits of both sides. `shard_bytes`
-    (default: 5 GB) limits the size of a safetensors file. `adapter` is merged into the weights. `tower` is
-    put together with the language model to one that sees pictures.
+    not record it. `chat_template` is the template of conversations that is exported, a name or a file;
+    default: the tokenizer's, or of a model with pictures that of its training. `verify` compares the logits
+    of both sides. `shard_bytes` (default: 5 GB) limits the size of a safetensors file. `adapter` is merged
+    into the weights. `tower` is put together with the language model to one that sees pictures.
     `without_mtp` leaves out the layers for multi-token prediction. `progress` is called with the total
     number of bytes once it is known.
 

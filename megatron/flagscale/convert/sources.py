@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from flagscale.errors import Problem, UserError
+from flagscale.errors import UserError
 from flagscale.run.checkpoints import RELEASE
 from megatron.flagscale.convert.checkpoints import find_checkpoint, reader_of
 from megatron.flagscale.convert.files import read_json
@@ -22,6 +22,7 @@ from megatron.flagscale.convert.tokenizer import (
     open_tokenizer,
     settings_left_out,
     stored_tokenizer,
+    with_template,
 )
 
 TOKENIZER = "tokenizer"
@@ -73,8 +74,7 @@ def open_megatron(
     model = model_of(args, tokens or rows, str(checkpoint), family)
     notices = check_tokens(companion, model.vocab)
     if chat_template and not model.vision:
-        what = "has no effect on a model without pictures, whose template is that of its tokenizer"
-        raise UserError([Problem(what, "--chat-template", "leave it out")])
+        companion = with_template(companion or Tokenizer(), chat_template)
     if model.vision and companion and companion.folder:
         chosen = chat_template or args.get("chat_template")
         # A model that was only converted ends text where its own folder says.

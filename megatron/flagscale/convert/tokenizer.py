@@ -10,6 +10,8 @@ from typing import Any
 
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
+from megatron.flagscale.chat.conversation import ChatTemplate
+from megatron.flagscale.chat.templates import text_template_of
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.hf_defaults import generation_defaults
 
@@ -111,6 +113,20 @@ def _opened(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def with_template(tokenizer: Tokenizer, source: str) -> Tokenizer:
+    """Return a tokenizer whose copies have this chat template (a name or a file), and end text as it does.
+
+    Raises:
+        UserError: there is no tokenizer, or the template cannot be used.
+    """
+    if tokenizer.folder is None:
+        what = "a chat template is written into the model's tokenizer, but it has none"
+        raise UserError([Problem(what, "--chat-template", "add --tokenizer FOLDER")])
+    opened = _opened(tokenizer.folder)
+    template = text_template_of(opened, source, option="--chat-template")
+    return with_end(replace(tokenizer, chat_template=template), ChatTemplate(template, opened).end_token())
 
 
 def with_tokens(tokenizer: Tokenizer, tokens: Iterable[str]) -> Tokenizer:

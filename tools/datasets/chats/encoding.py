@@ -34,6 +34,11 @@ class Settings:
     longest: int | None = None
     """In tokens; longer conversations are left out."""
 
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The options whose values must be 1 or more."""
+        return {} if self.longest is None else {"longest": self.longest}
+
 
 @dataclass(frozen=True)
 class EncodedChat:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from flagscale.checks.messages import TOO_LONG, ConversationError
 
-_MOST_NAMED = 100
-"""Places that are kept for each reason and part."""
+_MOST_NAMED = 3
+"""Conversations above --longest that are named per part; mistakes are all named."""
 
 
 class LeftOut(NamedTuple):
@@ -33,9 +33,9 @@ class Tally:
         self.turns.update(roles)
 
     def leave_out(self, where: str, error: ConversationError) -> None:
-        """Add a conversation that is left out; the first of each reason are named."""
+        """Add a conversation that is left out, with its place; too long ones are only counted after some."""
         self.left_out[error.reason] += 1
-        if self.left_out[error.reason] <= _MOST_NAMED:
+        if error.reason != TOO_LONG or self.left_out[TOO_LONG] <= _MOST_NAMED:
             self.named.append(LeftOut(where, error.reason, str(error)))
 
     @property
@@ -45,7 +45,7 @@ class Tally:
 
     @property
     def mistaken(self) -> list[LeftOut]:
-        """Those of them that are named, in order."""
+        """Those conversations, in order."""
         return [one for one in self.named if one.reason != TOO_LONG]
 
     def as_json(self) -> dict[str, Any]:
