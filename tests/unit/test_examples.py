@@ -31,6 +31,8 @@ MISSPELT = {
 }
 """By task type: a key that does not exist, a key with a wrong value, and the intended name."""
 DEMO_DATA = ("data/demo/train_text_document", "data/demo/valid_text_document")
+DEMO = {"num_hidden_layers": 4, "intermediate_size": 384, "rms_norm_eps": 1e-5}
+"""Of the demo's model, in Hugging Face's format."""
 DEMO_CHATS = ("data/demo_chat/train", "data/demo_chat/valid", "data/demo_lora/train", "data/demo_lora/valid")
 PICTURES = (
     "data/pictures_demo/energon",
@@ -65,7 +67,7 @@ def fresh_clone(
     (tmp_path / "data" / "demo" / "tokenizer").mkdir()
     (tmp_path / "data" / "demo" / "tokenizer" / "tokenizer.json").touch()
     write_model(tmp_path / "outputs" / "aquila_demo" / "hf")
-    write_model(tmp_path / "outputs" / "aquila_demo" / "chat")
+    write_model(tmp_path / "outputs" / "aquila_demo" / "chat", **DEMO)
     write_adapter(tmp_path / "outputs" / "aquila_demo_lora" / "adapter", rank=16)
     for folder in PICTURES:
         write_folder(tmp_path / folder, {"train": 64, "val": 8})
