@@ -16,10 +16,9 @@ from flagscale.run.checkpoints import TRACKER
 from flagscale.run.env import import_path
 from flagscale_testing.ranks.training import PATIENCE, ROOT
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not find_spec("lm_eval"), reason="lm_eval is not installed: flagscale[evaluate]"),
-]
+pytestmark = pytest.mark.skipif(
+    not find_spec("lm_eval"), reason="lm_eval is not installed: flagscale[evaluate]"
+)
 
 CONFIG = """\
 experiment:
@@ -65,6 +64,22 @@ def flagscale(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
     return flagscale
 
 
+def test_a_model_gets_the_scores_that_are_computed_apart(
+    flagscale: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    from flagscale_testing.evaluated import accuracies, reference
+
+    done = flagscale("test", f"evaluate.checkpoints=[{tmp_path}/one]", "evaluate.tasks=[local_choice]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    scores = json.loads((tmp_path / "run/evaluation/results.json").read_text())
+    expected = accuracies(reference(tmp_path / "one").choices(bos=True))
+    assert {one["metric"]: one["value"] for one in scores} == dict(
+        zip(("acc", "acc_norm"), expected, strict=True)
+    )
+    assert 0 < expected[0] < 1, "a score that every mistake would give shows nothing"
+
+
+@pytest.mark.slow
 def test_two_models_are_evaluated(
     flagscale: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -88,6 +103,7 @@ def test_two_models_are_evaluated(
     assert table.splitlines()[-1] in flagscale("logs").stdout
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_used_is_named(
     flagscale: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -98,7 +114,8 @@ def test_a_checkpoint_that_cannot_be_used_is_named(
     assert f"{tmp_path}/empty: no checkpoint found" in flagscale("query").stdout
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_stopped(flagscale: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     assert flagscale("run").returncode == 0
     assert flagscale("stop").returncode == 0
-    assert json.loads(flagscale("query", "+output=json").stdout)["state"] in ("stopped", "finished")
+    assert json.loads(flagscale("query", "+output=json").stdout)["state"] == "stopped"
