@@ -275,10 +275,11 @@ def _missing(defaults: Mapping[str, Any], flat_keys: list[FlatKey]) -> list[Flat
     """
     named = {flat_key.name: flat_key.value for flat_key in flat_keys}
     values = {**defaults, "load": named.get("save") or defaults["load"]}
+    known = {name for name, value in named.items() if value and value is not Unknown.VALUE}
     return [
         FlatKey(name, value if value is Unknown.VALUE else str(value), name)
         for name, value in values.items()
-        if name not in named and (name not in _ONLY_WITH or named.get(_ONLY_WITH[name]))
+        if name not in named and (name not in _ONLY_WITH or _ONLY_WITH[name] in known)
     ]
 
 

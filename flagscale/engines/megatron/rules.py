@@ -79,9 +79,8 @@ def _violations(
         # No program supports these arguments with meshes: only the rules of meshes report them.
         if (layout is None and meshes.is_known) or violation[0] not in UNSUPPORTED:
             found[violation] = None
-    if hosts is not None:
-        found |= dict.fromkeys(traced_rank_violations(values, ranks))
     if hosts is not None:  # otherwise the run directory, too, is a placeholder
+        found |= dict.fromkeys(traced_rank_violations(values, ranks))
         found |= dict.fromkeys(resume.violations(*hetero.first_mesh(layout, values, ranks)))
     if has_pictures(values):
         found |= dict.fromkeys(size_violations(values, given))
