@@ -48,7 +48,11 @@ MISTAKES = [
     Mistake("train.model.lr=fast", "`lr` takes a number, not 'fast'", needs="task"),
     Mistake("train.optimizer=adamw", "`optimizer` cannot be 'adamw'", needs="task"),
     Mistake("train.clip_grad='${nowhere_else}'", "Interpolation key 'nowhere_else' not found"),
-    Mistake("train.eval_metric=ppl", "evaluation tasks are no longer supported", needs="task"),
+    Mistake(
+        "train.eval_metric=ppl",
+        "evaluate the checkpoints in a job of its own (task.type: evaluate)",
+        needs="task",
+    ),
     Mistake("experiment.auto_tuner.control.max_time=-1", "input should be greater than 0"),
     Mistake("train.model.hidden_size=33", "hidden_size 33 must be a multiple of 4", needs="task"),
     Mistake("train.data.vocab_size=null", "NullTokenizer needs `vocab_size`", needs="task"),

@@ -87,7 +87,7 @@ TASK: Mapping[str, Change] = {
     ),
     "device_type": _refuse("set experiment.runner.platform, or `type=` in the hostfile, instead"),
     "auto_tune": _drop("`action=auto_tune` itself sets what its trials need"),
-    "eval_metric": _refuse("evaluation tasks are no longer supported"),
+    "eval_metric": _refuse("evaluate the checkpoints in a job of its own (task.type: evaluate)"),
     "dataset_config": _drop("v0.6.0 did not read it; data_path names the data"),
     "prompt_path": _refuse(
         "remove the key: the question about a picture is part of its sample (tools/datasets/llava.py)"
