@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.flagscale.initialization import _draw
+from megatron.flagscale.initialization import draw
 
 NORMAL = functools.partial(torch.nn.init.normal_, std=0.5)
 
@@ -23,7 +23,7 @@ def part(
     parameter = torch.nn.Parameter(torch.zeros(shape, dtype=settings.pop("dtype", torch.float32)))
     vars(parameter).update(tensor_model_parallel=True, partition_dim=dim, partition_stride=stride)
     group = SimpleNamespace(size=lambda: size, rank=lambda: rank)
-    _draw(
+    draw(
         parameter, settings.pop("rule", NORMAL), settings.pop("key", "1/w"), group, settings.pop("real", None)
     )
     return parameter.detach()

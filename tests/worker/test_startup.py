@@ -137,7 +137,7 @@ def refuse_to_draw() -> None:
     def fail(*positional: Any) -> None:
         raise RuntimeError("initial weights are drawn")
 
-    initialization._draw = fail
+    initialization.draw = fail
 
 
 def test_a_rank_draws_no_weights_that_a_checkpoint_replaces(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def test_a_trace_has_the_operations_of_its_iterations_and_the_memory(
     assert any(event.get("name") == "[memory]" for event in found)
     table = (traces / FILES.format(1, "2-3", "txt")).read_text()
     assert table.startswith("rank 1, iterations 2 to 3: the 40 most expensive operations\n")
-    assert "aten::mm" in table
+    rows = [line for line in table.splitlines() if line.lstrip().startswith("aten::")]
+    assert 1 < len(rows) <= 40
     assert "CPU Mem" in table
     assert "Input Shapes" in table
     assert "Input Shapes" not in (traces / FILES.format(1, "5-6", "txt")).read_text()
