@@ -204,7 +204,7 @@ def test_a_program_that_hangs_is_refused_within_the_limit(
     begun = time.monotonic()
     reported = refusal(read, "\n" + text + ARGUMENTS)
     assert reported.startswith(f"mine.py:{3 if 'sleep' in text else 2}: `mine.py` is still running 1 s after")
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 10
 
 
 def test_a_broken_cache_is_rewritten(read: Read, cache: Path) -> None:
