@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 from vllm.exceptions import GenerationError
 
 from vllm_flagscale.emu3.background import BackgroundDecoder, decoded
@@ -20,7 +22,9 @@ class Worker(BackgroundDecoder):
 
     def __init__(self, engine: int = 0, rank: int = 0) -> None:
         self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_index=engine))
-        self.device, self.rank = "cpu", rank
+        self.device, self.rank = torch.device("cpu"), rank
+        model = SimpleNamespace(vqmodel=nn.Identity())
+        self.model_runner = SimpleNamespace(get_model=lambda: SimpleNamespace(model=model))
         self.may_go_on = threading.Event()
         self.decoded: list[Any] = []
         self.error: Exception | None = None

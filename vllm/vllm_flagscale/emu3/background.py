@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from vllm_flagscale.emu3.decoder import PictureDecoder
+from vllm_flagscale.emu3.thread_safe import use_torch
 
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.1
@@ -57,6 +58,8 @@ class BackgroundDecoder(PictureDecoder):
 
     @cached_property
     def _picture_thread(self) -> Thread:
+        if self.device.type == "cpu":
+            use_torch(self.model_runner.get_model().model.vqmodel)
         return Thread()
 
     def begin_picture(self, name: str, tokens: list[int], grid: list[int], engine: int) -> None:
