@@ -149,3 +149,9 @@ def locked(path: Path, *, busy: Exception | None = None) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def not_a_folder(path: Path) -> Path | None:
+    """Return the nearest part of a path that exists, if it is no folder, so that none can be made there."""
+    existing = next(one for one in (path, *path.parents) if os.path.lexists(one))
+    return None if os.path.isdir(existing) else existing

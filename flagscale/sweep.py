@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def _values(word: str) -> float:
 def swept_job(config: DictConfig, overrides: Sequence[str]) -> Swept:
     """Return the facts about a composed job that are needed before any job of its sweep starts."""
     try:
-        exp_dir = load_run_location(config).exp_dir.resolve()
+        exp_dir = Path(os.path.realpath(load_run_location(config).exp_dir))
     except UserError:
         exp_dir = None
     # An interpolation that fails is reported by the job itself.

@@ -25,14 +25,16 @@ def problems(folder: Path, most_rank: int, base: Mapping[str, Stored]) -> Iterat
         return
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        rank = config["r"]
     except FileNotFoundError:
         yield f"{folder}: not a folder of PEFT (no {CONFIG}){_hint(folder)}"
         return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"{folder / CONFIG}: cannot be read ({error!r})"
+    except (OSError, ValueError) as error:
+        yield f"{folder / CONFIG}: cannot be read ({error})"
         return
-    if isinstance(rank, int) and rank > most_rank:
+    if not isinstance(config, dict) or type(rank := config.get("r")) is not int:
+        yield f"{folder / CONFIG}: not of an adapter of LoRA: it has no rank (`r`, a whole number)"
+        return
+    if rank > most_rank:
         yield f"{folder}: its rank is {rank}, but `max_lora_rank` is {most_rank}"
     if not (folder / WEIGHTS).is_file():
         if not any((folder / name).is_file() for name in ("adapter_model.bin", "adapter_model.pt")):

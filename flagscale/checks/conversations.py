@@ -32,11 +32,14 @@ CHAT_ROLES: Mapping[str, str] = {
     **ROLES,
     "developer": "developer",
     "tool": TOOL,
+    "function": TOOL,
     "observation": TOOL,
     _CALL: ASSISTANT,
 }
 """Roles in conversations of text alone, and what they become."""
 _LISTS = ("messages", "conversations")
+_TOOLS = ("tools", "functions")
+"""The keys of the tools of a conversation; OpenAI had the second one before, with `function_call`."""
 _LOSS = ("loss", "weight")
 
 
@@ -73,19 +76,20 @@ def chat_of(value: Any, roles: Collection[str] = (ASSISTANT,)) -> Chat:
     if not any(learnt):
         what = f"no message of the role {', '.join(roles)} has a loss, so nothing would be learnt from it"
         raise ConversationError(NO_ANSWER, what)
-    return Chat(tuple(messages), _tools(value.get("tools")), learnt)
+    return Chat(tuple(messages), _tools(value), learnt)
 
 
 def _message(given: Mapping[str, Any], number: int) -> Message:
     """Return a message with `role` and `content`; other keys are kept for the template, but not nulls."""
     name = name_of_role(given, number, CHAT_ROLES)
-    content = given.get("content", given.get("value"))
-    others = {
-        key: value
-        for key, value in given.items()
-        if value is not None and key not in ("role", "from", "content", "value", *_LOSS)
-    }
     try:
+        given = _as_now(given)
+        content = given.get("content", given.get("value"))
+        others = {
+            key: value
+            for key, value in given.items()
+            if value is not None and key not in ("role", "from", "content", "value", *_LOSS)
+        }
         _check_texts(others)
         if name == _CALL:
             return {"role": ASSISTANT, "content": "", "tool_calls": [*_calls(content)]}
@@ -97,6 +101,16 @@ def _message(given: Mapping[str, Any], number: int) -> Message:
     if message["role"] != TOOL and not calls and not _has_text(content):
         raise ConversationError(EMPTY, f"message {number} ({message['role']}) is empty")
     return message
+
+
+def _as_now(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a message with `tool_calls` instead of the `function_call` that OpenAI had before."""
+    if message.get(_CALL) is None:
+        return message
+    if message.get("tool_calls"):
+        raise ConversationError(FORM, f"both `tool_calls` and `{_CALL}`; give one of them")
+    others = {key: value for key, value in message.items() if key != _CALL}
+    return {**others, "tool_calls": [*_calls(message[_CALL])]}
 
 
 def _content(given: Mapping[str, Any], content: Any) -> dict[str, Any]:
@@ -133,7 +147,7 @@ def _has_loss(message: Mapping[str, Any], number: int) -> bool:
 
 
 def _calls(content: Any) -> Iterator[dict[str, Any]]:
-    """Yield the calls in a `function_call` of ShareGPT: JSON with `name` and `arguments`, or a list of it."""
+    """Yield the calls in a `function_call`: `name` and `arguments`, in ShareGPT as JSON, or a list of it."""
     given = _json(content) if isinstance(content, str) else content
     for one in given if isinstance(given, list) else [given]:
         if not isinstance(one, dict) or not isinstance(one.get("name"), str):
@@ -162,13 +176,20 @@ def _object(arguments: Any) -> Any:
     return found
 
 
-def _tools(given: Any) -> tuple[Mapping[str, Any], ...]:
+def _tools(value: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """Return the tools of a conversation: a list of objects, or JSON of one, as ShareGPT has it."""
+    present = [key for key in _TOOLS if value.get(key)]
+    if not present:
+        return ()
+    if len(present) > 1:
+        raise ConversationError(FORM, "both `tools` and `functions`; give one of them")
+    (key,) = present
+    given = value[key]
     found = _json(given) if isinstance(given, str) and given.strip() else given
     if not found:
         return ()
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise ConversationError(FORM, "`tools` is not a list of objects, or JSON of one")
+        raise ConversationError(FORM, f"`{key}` is not a list of objects, or JSON of one")
     _check_texts(found)
     return tuple(one if "type" in one else {"type": "function", "function": one} for one in found)
 

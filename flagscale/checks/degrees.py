@@ -201,6 +201,10 @@ def _batch_schedule_violations(values: Mapping[str, Any], micro: int, found: Deg
     name, step = "step_batch_size_schedule", micro * found.dp
     if values.get("decrease_batch_size_if_needed"):
         yield "decrease_batch_size_if_needed", f"cannot be combined with `{name}`"
+    if values.get("train_iters"):
+        # get_train_valid_test_num_samples, in megatron/training/training.py (0.19.2)
+        what = f"`{name}` needs `train_samples`: the engine prepares {step} samples per step of `train_iters`"
+        yield "train_iters", f"{what}, which larger batches use up; give the length in samples"
     if not isinstance(values.get("seq_length"), int) or values["seq_length"] < 1:
         return  # reported as missing
     try:

@@ -7,7 +7,6 @@ trained and saved. The base, all other weights, is loaded from `pretrained_check
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite
 from os.path import realpath
 from typing import Any
 
@@ -112,9 +111,9 @@ def _number_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     rank, alpha, dropout = (values.get(name) for name in (RANK, ALPHA, DROPOUT))
     if not isinstance(rank, int) or rank < 1:
         yield RANK, f"`{RANK}` must be at least 1, not {rank}; remove it to train the whole model"
-    if isinstance(alpha, int | float) and not (isfinite(alpha) and alpha > 0):
+    if isinstance(alpha, int | float) and alpha <= 0:
         yield ALPHA, f"`{ALPHA}` must be more than 0, not {alpha:g}"
-    if isinstance(dropout, int | float) and not 0 <= dropout < 1:
+    if isinstance(dropout, int | float) and (dropout < 0 or dropout >= 1):
         yield DROPOUT, f"`{DROPOUT}` must be at least 0 and less than 1, not {dropout:g}"
 
 

@@ -97,7 +97,10 @@ def conversation_remarks(values: Mapping[str, Any], cwd: Path = Path()) -> Itera
                 continue
             samples = samples_of(sizes, values)
             fill = sum(sizes) / (samples * limit)
-            what = f"{prefix}: {len(sizes):,} conversations make {samples:,} samples of {limit} tokens"
+            chats = f"{len(sizes):,} {'conversation makes' if len(sizes) == 1 else 'conversations make'}"
+            what = (
+                f"{prefix}: {chats} {samples:,} {'sample' if samples == 1 else 'samples'} of {limit} tokens"
+            )
             steps = f"; steps in one pass: {-(-samples // batch):,}" if batch else ""
             yield blend.argument, f"{what}, {fill:.1%} full{steps}"
 

@@ -47,7 +47,7 @@ def ranges_of(text: str | None) -> tuple[Range, ...]:
         found = None
     if not isinstance(found, list) or not found:
         raise ValueError(f"{text} is not a list of ranges; {form}")
-    pairs = [found] if all(_is_whole(one) for one in found) else found
+    pairs = found if any(isinstance(one, list) for one in found) else [found]
     for pair in pairs:
         is_pair = isinstance(pair, list) and len(pair) == 2 and all(_is_whole(one) for one in pair)
         if not is_pair or not 0 <= pair[0] < pair[1]:

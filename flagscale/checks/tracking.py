@@ -24,6 +24,7 @@ def tracking_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     try:
         parts = urlsplit(uri)
         has_user, host = parts.username is not None or parts.password is not None, parts.hostname
+        host = None if parts.port == 0 else host  # `port` raises ValueError above 65535
     except ValueError:
         has_user, host, parts = False, None, urlsplit("http:")
     if has_user:

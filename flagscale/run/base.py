@@ -22,7 +22,7 @@ def base_folder(directory: Path) -> Path:
     """
     if not (named := tracked(directory)):
         raise UserError(f"no checkpoint of a base in {directory}: it has no {TRACKER}")
-    folder = directory / (folder_of(int(named)) if named.isdigit() else named)
+    folder = directory / (folder_of(int(named)) if named.isdecimal() else named)
     if is_torch_format(folder):
         what = f"the base {folder} is in Megatron's `torch` format"
         raise UserError(f"{what}: convert it to torch_dist with tools/checkpoint/convert.py")

@@ -28,7 +28,7 @@ def folder_of(iteration: int) -> str:
 def tracked(directory: Path) -> str:
     """Return what the tracker file of a directory names: an iteration or `release`, or nothing."""
     tracker = directory / TRACKER
-    return tracker.read_text(encoding="utf-8").strip() if os.path.isfile(tracker) else ""
+    return tracker.read_text(encoding="utf-8", errors="replace").strip() if os.path.isfile(tracker) else ""
 
 
 def newest(directory: Path) -> Path | None:

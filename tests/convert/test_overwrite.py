@@ -34,7 +34,8 @@ def test_a_folder_is_replaced_through_any_path(models: Models, tmp_path: Path) -
 
 def test_a_file_is_not_replaced_by_a_folder(models: Models, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
-    for save in ("file", "file/made"):
+    (tmp_path / "loop_of_a_file").symlink_to("loop_of_a_file")
+    for save in ("file", "file/made", "loop_of_a_file"):
         with pytest.raises(UserError, match=r"file: not a folder"):
             convert(models("Llama 2") / "hf", tmp_path / save, overwrite=True)
     assert (tmp_path / "file").read_text() == "kept"

@@ -55,6 +55,7 @@ CORPORA = {
     "a.ndjson": LINES,
     "a.json": LINES,
     "a.Json": b"\xef\xbb\xbf" + LINES,
+    "mark.jsonl": b"\xef\xbb\xbf\r\n" + LINES,
     "array.json": json.dumps(RECORDS).encode(),
     "pretty array.json": json.dumps(RECORDS, indent=2, ensure_ascii=False).encode(),
     "pretty objects.json": "\n".join(json.dumps(record, indent=1) for record in RECORDS).encode(),

@@ -439,6 +439,7 @@ SHARED = [
     ),
     Example({"mlflow_tracking_uri": "http://me:secret@host"}, "contains a user or a password, but arguments"),
     Example({"mlflow_tracking_uri": "https:///path"}, "is no address of a server"),
+    Example({"mlflow_tracking_uri": "http://host:99999"}, "is no address of a server"),
     Example({"mlflow_tracking_uri": "file:///runs"}, "is a folder, to which MLflow no longer writes"),
     # Which checkpoints are kept.
     Example({"keep_last": 0}, "`keep_last` must be at least 1, not 0"),

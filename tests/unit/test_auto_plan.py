@@ -90,7 +90,9 @@ def test_hosts_that_stay_idle_are_not_in_the_hostfile(plan: Plan) -> None:
 
 def test_a_plan_for_a_batch_that_grows_keeps_its_schedule(plan: Plan) -> None:
     grows = ("train.model.global_batch_size=null", "train.step_batch_size_schedule='0:8 1M:64'")
-    code, _, err = plan("action=estimate", "plan=auto", "task_file=conf/train/auto.yaml", *TYPED, *grows)
+    length = ("train.model.train_iters=null", "train.train_samples=80")
+    words = ("action=estimate", "plan=auto", "task_file=conf/train/auto.yaml", *TYPED)
+    code, _, err = plan(*words, *grows, *length)
     assert code == 0, err
     written = Path("conf/train/auto.yaml").read_text()
     assert 'step_batch_size_schedule: "0:8 1M:64"' in written

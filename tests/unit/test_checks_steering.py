@@ -23,6 +23,8 @@ def test_one_range_or_several_may_be_given() -> None:
         ("[20, 10]", "[20, 10] is not a range"),
         ("[10, 10]", "is not a range"),
         ("[-1, 10]", "is not a range"),
+        ('["a", "b"]', '["a", "b"] is not a range'),
+        ('["1.5", "2"]', '["1.5", 2] is not a range'),
         ("[1, 2, 3]", "[1, 2, 3] is not a range"),
         ("[[1, 2], 3]", "3 is not a range"),
         ("[[1, true]]", "[1, true] is not a range"),

@@ -71,6 +71,28 @@ def test_arguments_of_calls_become_objects_and_nulls_are_left_out() -> None:
     assert "content" not in chat_of(messages({"role": "assistant", "tool_calls": [call]})).messages[0]
 
 
+def test_functions_of_openai_are_tools_and_their_calls_are_calls_of_tools() -> None:
+    called = {"name": "weather", "arguments": '{"city": "Ulm"}'}
+    chat = chat_of(
+        messages(
+            {"role": "user", "content": "Rain?"},
+            {"role": "assistant", "content": None, "function_call": called},
+            {"role": "function", "name": "weather", "content": "no"},
+            {**ANSWER, "function_call": None},
+            functions=[{"name": "weather", "parameters": {}}],
+            tools=None,
+        )
+    )
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Ulm"}}}
+    assert chat.messages[1:] == (
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "name": "weather", "content": "no"},
+        ANSWER,
+    )
+    assert chat.tools == ({"type": "function", "function": {"name": "weather", "parameters": {}}},)
+    assert chat.learnt == (False, True, False, True)
+
+
 def test_the_chosen_roles_are_learnt_except_messages_without_a_loss() -> None:
     quiet = ({**ANSWER, "loss": False}, {**ANSWER, "weight": 0}, {**ANSWER, "loss": True, "weight": 1})
     chat = chat_of(messages(USER, *quiet), roles=("assistant", "user"))
@@ -99,6 +121,16 @@ def test_the_chosen_roles_are_learnt_except_messages_without_a_loss() -> None:
         (messages(USER, {**ANSWER, "weight": 0.5}), FORM, "message 2: `weight` is 0.5; it must be 0 or 1"),
         (messages(USER, ANSWER, tools="[1]"), FORM, "`tools` is not a list of objects, or JSON of one"),
         (messages(USER, ANSWER, tools="{"), FORM, "not JSON: '{'"),
+        (messages(USER, ANSWER, functions="f"), FORM, "not JSON: 'f'"),
+        (messages(USER, ANSWER, functions={"name": "f"}), FORM, "`functions` is not a list of objects"),
+        (messages(USER, ANSWER, functions=[{}], tools=[{}]), FORM, "both `tools` and `functions`; give one"),
+        (messages({**ANSWER, "function_call": "f"}), FORM, "message 1: not JSON: 'f'"),
+        (messages({**ANSWER, "function_call": {}}), FORM, "message 1: its function_call is not JSON with"),
+        (
+            messages({**ANSWER, "function_call": {"name": "f"}, "tool_calls": [{}]}),
+            FORM,
+            "message 1: both `tool_calls` and `function_call`; give one of them",
+        ),
         (messages(USER, ANSWER, system=3), FORM, "`system` is a number, not a string"),
         (messages({**ANSWER, "tool_calls": "f"}), FORM, "message 1: `tool_calls` is a string, not a list"),
         (

@@ -57,6 +57,8 @@ def defaults(catalog: Catalog) -> dict[str, Any]:
 
 
 def values_of(defaults: Mapping[str, Any], short: Mapping[str, Any]) -> dict[str, Any]:
+    if "schedule" in short:
+        short = {"train_iters": None, "train_samples": 64, **short}
     return {**defaults, **{SHORT.get(name, name): value for name, value in short.items()}}
 
 
@@ -83,7 +85,7 @@ GOOD: list[tuple[int, dict[str, Any], str]] = [
     (4, {"tp": 2, "ep": 2, "etp": 1, "experts": 4, "sp": True}, "tp2 x dp2 x ep2"),
     (1, {"gbs": None}, "one rank"),
     (2, {"schedule": "0:4 1M:8", "gbs": None}, "dp2"),
-    (2, {"schedule": "0:4 1K:8", "gbs": None, "train_iters": None, "train_samples": 32}, "dp2"),
+    (2, {"schedule": "0:4 1K:8", "gbs": None, "train_samples": 32}, "dp2"),
     (3, {"gbs": 16, "decrease": True, "egbs": 18}, "dp3"),
     (2, {"egbs": 8}, "dp2"),
     (1, {"sp": True}, "one rank"),
@@ -231,9 +233,15 @@ BAD: list[tuple[int, dict[str, Any], str, str]] = [
     (2, {"schedule": "0:4 1M:6", "gbs": None}, "step_batch_size_schedule", "multiples of 4 "),
     (
         2,
-        {"schedule": "0:4", "gbs": None, "train_iters": None, "train_samples": 41},
+        {"schedule": "0:4", "gbs": None, "train_samples": 41},
         "train_samples",
         "40 or 44",
+    ),
+    (
+        2,
+        {"schedule": "0:4", "gbs": None, "train_iters": 10, "train_samples": None},
+        "train_iters",
+        "needs `train_samples`: the engine prepares 4 samples per step of `train_iters`",
     ),
     (2, {"schedule": "4", "gbs": None}, "step_batch_size_schedule", "`4` is not TOKENS:BATCH"),
     (2, {"schedule": f"0:4 {'9' * 400}:8", "gbs": None}, "step_batch_size_schedule", "is not TOKENS:BATCH"),

@@ -372,7 +372,8 @@ def test_a_misspelt_chip_is_recognized_whatever_its_case(estimate: Estimate) -> 
 def test_steps_of_the_last_size_of_a_schedule_are_estimated(estimate: Estimate) -> None:
     plain = tree_of(estimate, "train.model.global_batch_size=32")
     grows = ("train.model.global_batch_size=null", "train.step_batch_size_schedule='0:8 1M:32'")
-    code, out, err = estimate("output=json", *grows)
+    length = ("train.model.train_iters=null", "train.train_samples=80")
+    code, out, err = estimate("output=json", *grows, *length)
     assert code == 0, err
     assert json.loads(out) == plain
     assert "steps of the last size are estimated: 32" in err

@@ -13,7 +13,7 @@ import pytest
 
 from flagscale import files
 from flagscale.errors import FlagScaleError
-from flagscale.files import locked, put_in_place, write_atomic
+from flagscale.files import locked, not_a_folder, put_in_place, write_atomic
 
 
 def test_a_file_is_written_with_its_folders_and_mode(tmp_path: Path) -> None:
@@ -23,6 +23,14 @@ def test_a_file_is_written_with_its_folders_and_mode(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     write_atomic(path, "secret", mode=0o600)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_nothing_can_be_made_below_what_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("file", "loop"):
+        assert not_a_folder(tmp_path / name) == not_a_folder(tmp_path / name / "new") == tmp_path / name
+    assert not_a_folder(tmp_path) is not_a_folder(tmp_path / "new" / "newer") is None
 
 
 def test_names_that_are_not_utf8_are_written_unchanged(tmp_path: Path) -> None:

@@ -85,9 +85,10 @@ def test_a_run_without_mistakes(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    return tmp_path
+def folder(tmp_path: Path, write_model: Callable[..., Path]) -> Path:
+    write_model(tmp_path / "hf")
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(CONFIG))
+    return tmp_path / "hf"
 
 
 @pytest.fixture
@@ -123,6 +124,41 @@ def test_a_model_that_cannot_be_converted_is_refused(folder: Path, compared: Com
     assert str(folder / "config.json") in what
     (folder / "config.json").write_text("{")
     assert "invalid JSON" in compared()["pretrained_checkpoint"]
+
+
+def test_weights_that_cannot_be_read_are_refused(folder: Path, compared: Compared, tmp_path: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert str(weights) in compared()["pretrained_checkpoint"]
+    weights.unlink()
+    assert "contains no weights" in compared()["pretrained_checkpoint"]
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")
+    assert compared(load=str(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("place", ["file", "file/new", "loop"])
+def test_a_conversion_needs_a_folder(compared: Compared, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    assert compared(converted_dir=str(tmp_path / "new" / "folder")) == {}
+    refused = compared(converted_dir=str(tmp_path / place))["converted_dir"]
+    assert refused.startswith(f"{tmp_path / place.partition('/')[0]}: not a folder")
+
+
+def test_a_folder_of_something_else_is_no_checkpoint(compared: Compared, tmp_path: Path) -> None:
+    def says(path: Path) -> str:
+        return compared(pretrained_checkpoint=str(path))["pretrained_checkpoint"]
+
+    kept = tmp_path / "run" / "checkpoints"
+    (kept / "iter_0000010").mkdir(parents=True)
+    assert says(tmp_path / "nowhere").endswith("no such folder")
+    assert says(kept).endswith("not a folder of checkpoints")
+    (kept / "latest_checkpointed_iteration.txt").write_text("10")
+    assert says(kept / "latest_checkpointed_iteration.txt").endswith(": not a folder")
+    assert says(kept.parent).endswith(f"did you mean {kept}?")
+    assert says(kept / "iter_0000010").endswith(f"did you mean {kept}?")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "an adapter in PEFT's format (adapter_config.json)" in says(tmp_path)
 
 
 def test_a_base_that_computes_something_else() -> None:
@@ -168,3 +204,11 @@ def test_a_whole_model_is_refused_as_a_checkpoint_of_adapters(tmp_path: Path, co
     assert "holds a whole model, but this run trains adapters" in refused["load"]
     (base / RELEASE / ".metadata").unlink()
     assert "cannot be used: its save was not finished" in compared(**run)["pretrained_checkpoint"]
+
+
+@pytest.mark.parametrize("named", [b"\xff\xfe", "²".encode()])
+def test_a_base_whose_tracker_is_damaged(tmp_path: Path, compared: Compared, named: bytes) -> None:
+    base = checkpoint(tmp_path / "base", b"", **AGREES)
+    (base / TRACKER).write_bytes(named)
+    refused = compared(lora_rank=4, pretrained_checkpoint=str(base))
+    assert "cannot be used: no such folder" in refused["pretrained_checkpoint"]

@@ -162,6 +162,8 @@ def test_the_samples_of_the_training_are_announced(tmp_path: Path) -> None:
     split = {**JOB, "data_path": ["1", "train_text_document"], "split": "67,33,0", "no_packing": True}
     (remark,) = remarks_of(split, tmp_path)
     assert "2 conversations make 2 samples of 8 tokens, 62.5% full" in remark[1]
+    (remark,) = remarks_of({**split, "split": "34,66,0"}, tmp_path)
+    assert "1 conversation makes 1 sample of 8 tokens" in remark[1]
     assert list(remarks_of({**JOB, "train_data_path": ["absent_text_document"]}, tmp_path)) == []
     assert list(remarks_of({**JOB, "train_data_path": [prefix], "seq_length": 5}, tmp_path)) == []
 

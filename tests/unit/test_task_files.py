@@ -36,6 +36,14 @@ def test_functions_and_included_files_are_read(tmp_path: Path) -> None:
         ),
         ("- a\n", "t.yaml: the keys of a task are expected here"),
         ("include: t.yaml\n", "t.yaml: the file includes itself"),
+        ("task: a\ninclude: 7\n", "t.yaml: `include` takes a file or a list of files, not 7"),
+        ("task: a\ninclude: {b: c}\n", "t.yaml: `include` takes a file or a list of files"),
+        ("task: a\ntag: 7\n", "t.yaml: `tag` takes a name or a list of names, not 7"),
+        ("task: a\noutput_type: [b]\n", "`output_type` cannot be ['b']"),
+        (
+            "task: a\ndataset_path: json\ndataset_kwargs: {data_files: 'a/**b.jsonl'}\n",
+            "t.yaml: dataset_kwargs.data_files: a/**b.jsonl: no such file",
+        ),
         ("include: none.yaml\n", "none.yaml: cannot be read: No such file or directory"),
         (
             "task: a\ndataset_path: json\ndataset_kwargs: {data_files: {test: [no.jsonl]}}\n",
@@ -53,6 +61,12 @@ def test_mistakes_in_a_file(tmp_path: Path, text: str, message: str) -> None:
     assert any(
         message in one and one.startswith("evaluate.include_path: ") for one in mistakes(tmp_path, keys)
     )
+
+
+def test_a_file_that_links_to_itself_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").symlink_to("t.yaml")
+    (found,) = read_task_file(tmp_path / "t.yaml").problems
+    assert "t.yaml: cannot be read: Too many levels of symbolic links" in found
 
 
 def test_tasks_and_folders_that_do_not_exist(tmp_path: Path) -> None:

@@ -89,7 +89,9 @@ def test_checkpoints_are_not_an_adapter(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("adapter_config.json", b"{}", "cannot be read (KeyError('r'))"),
+        ("adapter_config.json", b"{}", "not of an adapter of LoRA: it has no rank (`r`, a whole number)"),
+        ("adapter_config.json", b"[]", "not of an adapter of LoRA: it has no rank"),
+        ("adapter_config.json", b'{"r": "8"}', "not of an adapter of LoRA: it has no rank"),
         ("adapter_config.json", b"{", "cannot be read"),
         ("adapter_model.safetensors", b"\x01", "damaged or truncated"),
     ],

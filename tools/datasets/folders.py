@@ -11,8 +11,8 @@ from flagscale.errors import UserError
 
 def locked(folder: Path) -> AbstractContextManager[None]:
     """Create `folder` and lock out other processes; the lock ends with the process, however that ends."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file, not a folder; choose another --output")
+    if wrong := files.not_a_folder(folder):
+        raise UserError(f"{wrong}: is not a folder; choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
     busy = UserError(f"{folder}: another process is preparing data here; wait until it ends")
     return files.locked(folder, busy=busy)

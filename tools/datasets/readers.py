@@ -1,5 +1,6 @@
 """Read the documents of one corpus file in any format, as a stream; each mistake names its line or row."""
 
+import codecs
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -74,12 +75,18 @@ def _whole(file: Path, stream: BinaryIO, key: str) -> Iterator[str]:
 
 
 def _lines(file: Path, stream: BinaryIO, key: str) -> Iterator[str]:
+    for number, line in filled_lines(stream):
+        try:
+            yield _text_of(json_value(line), key)
+        except ValueError as error:
+            raise UserError(f"{file}:{number}: {error}; fix or remove this line") from None
+
+
+def filled_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield each line that is not blank, with its number; a byte order mark alone is blank, too."""
     for number, line in enumerate(stream, 1):
-        if line.strip():
-            try:
-                yield _text_of(json_value(line), key)
-            except ValueError as error:
-                raise UserError(f"{file}:{number}: {error}; fix or remove this line") from None
+        if line.removeprefix(codecs.BOM_UTF8).strip():
+            yield number, line
 
 
 def _values(file: Path, stream: BinaryIO, key: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from os.path import realpath
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from flagscale.errors import Problem, UserError
 from tools.datasets import formats
 from tools.datasets.formats import RECORD_SUFFIXES, Format, by_name
 from tools.datasets.json_stream import JsonStream, NotJsonError
-from tools.datasets.readers import check, json_value, opened, parquet_rows
+from tools.datasets.readers import check, filled_lines, json_value, opened, parquet_rows
 
 
 class Record(NamedTuple):
@@ -61,7 +62,7 @@ def bytes_of(files: list[tuple[Path, Format]]) -> int:
 
 def check_apart(source: list[Path], output: Path) -> None:
     """Raise UserError if the output is a folder of the source: its facts would be read as records."""
-    if any(output.resolve() == path.resolve() for path in source if path.is_dir()):
+    if any(realpath(output) == realpath(path) for path in source if path.is_dir()):
         raise UserError(f"--output {output}: is the source; its facts would be read as conversations")
 
 
@@ -100,12 +101,11 @@ def records(file: Path, form: Format) -> Iterator[Record | Problem]:
 
 def _lines(stream: Any) -> Iterator[tuple[int | str, Any]]:
     """Yield each line's number and value, or the ValueError that says what is wrong with it."""
-    for number, line in enumerate(stream, 1):
-        if line.strip():
-            try:
-                yield number, json_value(line)
-            except ValueError as error:
-                yield number, error
+    for number, line in filled_lines(stream):
+        try:
+            yield number, json_value(line)
+        except ValueError as error:
+            yield number, error
 
 
 def _values(stream: Any) -> Iterator[tuple[int | str, Any]]:

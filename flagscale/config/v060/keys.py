@@ -75,6 +75,12 @@ TASK: Mapping[str, Change] = {
     "wandb_log_model_interval": _drop("wandb_log_model is no longer supported"),
     "save_param_index_maps_only": _refuse("remove the key: checkpoints contain their own index (torch_dist)"),
     "save_when_num_microbatches_change": _refuse("use save_interval instead"),
+    **_each(
+        "auto_skip_spiky_loss spiky_loss_threshold",
+        _refuse(
+            "use on_bad_loss: skip, and bad_loss_factor: a loss above this factor times the median is bad"
+        ),
+    ),
     "no_shared_fs": _refuse("set experiment.runner.no_shared_fs instead"),
     **_each(
         "extra_valid_interval extra_valid_data_path",

@@ -124,7 +124,7 @@ def checkpoint_violations(checkpoints: CheckpointChoice) -> Iterator[Violation]:
     """Yield the folders that are neither a model nor checkpoints, and the iterations that do not exist."""
     for folder in map(Path, checkpoints.folders):
         single = _single(folder)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             yield "checkpoints", f"{folder}: no such folder"
         elif not single and not _has_checkpoints(folder):
             below = RunDir(folder).checkpoints
@@ -138,7 +138,7 @@ def checkpoint_violations(checkpoints: CheckpointChoice) -> Iterator[Violation]:
         else:
             stored = sorted(int(one.name[5:]) for one in folder.glob("iter_*") if one.name[5:].isdecimal())
             for one in checkpoints.iterations:
-                if not (folder / folder_of(one)).is_dir():
+                if not os.path.isdir(folder / folder_of(one)):
                     found = f"; there are {', '.join(map(str, stored))}" if stored else ""
                     yield "iterations", f"{folder}: no checkpoint of iteration {one}{found}"
             if _holds_adapters(folder):
@@ -158,7 +158,7 @@ def _single(folder: Path) -> str:
     """Return what a folder is if it holds a single model; "" if it is a folder of checkpoints."""
     if is_model(folder):
         return "model folder"
-    return "checkpoint" if FOLDER.fullmatch(folder.name) or (folder / ".metadata").is_file() else ""
+    return "checkpoint" if FOLDER.fullmatch(folder.name) or os.path.isfile(folder / ".metadata") else ""
 
 
 def is_model(folder: Path) -> bool:
@@ -167,4 +167,4 @@ def is_model(folder: Path) -> bool:
 
 
 def _has_checkpoints(folder: Path) -> bool:
-    return (folder / TRACKER).is_file() or any(folder.glob("iter_*"))
+    return os.path.isfile(folder / TRACKER) or any(folder.glob("iter_*"))

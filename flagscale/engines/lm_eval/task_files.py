@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -63,13 +64,13 @@ def read_task_file(path: Path, cwd: Path = Path()) -> TaskFile:
     except ValueError as error:
         return TaskFile(path, problems=(str(error),))
     named = [config[key] for key in ("task", "group") if isinstance(config.get(key), str)]
-    tags = config.get("tag") or ()
+    tags = config.get("tag")
     files = [*_data_files(config)]
     wrong = [f"{path}: {what}" for what in _wrong_keys(config)]
     missing = [file for file in files if "://" not in file and not _exists(cwd, file)]
     return TaskFile(
         path,
-        names=(*named, *([tags] if isinstance(tags, str) else map(str, tags))),
+        names=(*named, *_texts(tags)),
         needs_probabilities=config.get("output_type", "generate_until") != "generate_until",
         is_local=config.get("dataset_path") in _LOCAL_READERS and not any("://" in file for file in files),
         problems=(
@@ -91,6 +92,8 @@ def _wrong_keys(config: Mapping[str, Any]) -> Iterator[str]:
     for key in config:
         if key not in known.task_keys:
             yield f"unknown key `{key}`; {nearest(str(key), known.task_keys)}".rstrip("; ")
+    if (tags := config.get("tag")) and not _texts(tags):
+        yield f"`tag` takes a name or a list of names, not {short(tags)}"
     kind = config.get("output_type")
     if kind is not None and kind not in known.output_types:
         yield f"`output_type` cannot be {short(kind)}; {nearest(str(kind), known.output_types)}"
@@ -98,16 +101,26 @@ def _wrong_keys(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return a file's keys, with those of the files that it includes; its own keys win."""
-    if path.resolve() in above:
+    real = Path(os.path.realpath(path))  # `resolve` fails at a loop of links
+    if real in above:
         raise ValueError(f"{path}: the file includes itself")
     config = yaml.load(read_regular_text(path), Loader=_Loader)
     if not isinstance(config, dict):
         raise ValueError(f"{path}: the keys of a task are expected here")
-    included = config.pop("include", None) or ()
+    included = config.pop("include", None)
+    if included and not _texts(included):
+        raise ValueError(f"{path}: `include` takes a file or a list of files, not {short(included)}")
     merged: dict[str, Any] = {}
-    for name in [included] if isinstance(included, str) else included:
-        merged |= _read(path.parent / str(name), (*above, path.resolve()))
+    for name in _texts(included):
+        merged |= _read(path.parent / name, (*above, real))
     return merged | config
+
+
+def _texts(value: Any) -> list[str]:
+    """Return a text, or a list of texts, as a list; an empty one for anything else."""
+    texts = [value] if isinstance(value, str) else value
+    is_list = isinstance(texts, list) and all(isinstance(one, str) for one in texts)
+    return texts if is_list else []
 
 
 def _data_files(config: Mapping[str, Any]) -> Iterator[str]:
@@ -122,4 +135,4 @@ def _data_files(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _exists(cwd: Path, file: str) -> bool:
-    return any(cwd.glob(file)) if "*" in file and not os.path.isabs(file) else os.path.exists(cwd / file)
+    return os.path.exists(cwd / file) or bool(glob.glob(file, root_dir=cwd, recursive=True))

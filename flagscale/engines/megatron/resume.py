@@ -8,16 +8,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.adapter_folder import CONFIG as ADAPTER
 from flagscale.checks.blend import content
 from flagscale.checks.degrees import degrees, model_size
 from flagscale.checks.loading import RANKS
 from flagscale.checks.lora import BASE, PRETRAINED, trains_adapters
-from flagscale.checks.pretrained import CONFIG, is_huggingface
+from flagscale.checks.model_folder import read_config
+from flagscale.checks.pretrained import CONFIG, CONVERTED, is_huggingface
 from flagscale.checks.recorded import CONTENT, TOKENIZER, WITH_OPTIM
 from flagscale.checks.resume import Saved, resume_notices, resume_violations, starts_over
 from flagscale.checks.vocabulary import tokenizer_of
+from flagscale.checks.weight_files import weights_of
 from flagscale.engines.megatron.huggingface import arguments_of
 from flagscale.errors import UserError, Violation
+from flagscale.files import not_a_folder
 from flagscale.run.base import base_folder, identity
 from flagscale.run.checkpoints import RELEASE, TRACKER, folder_of, newest, read_arguments, tracked
 
@@ -29,6 +33,7 @@ def violations(values: Mapping[str, Any], world_size: int) -> Iterator[Violation
     try:
         if folder := _huggingface(values):
             arguments_of(folder)
+            yield from _conversion_violations(folder, values)
         elif trains_adapters(values) and base and tracked(Path(base)):
             now[BASE] = identity(base_folder(Path(base)))
     except UserError as error:
@@ -52,10 +57,29 @@ def _missing(values: Mapping[str, Any]) -> Iterator[Violation]:
     is_there = any(os.path.isfile(Path(folder) / TRACKER) for folder in folders)
     if not values.get(name) or is_there or _huggingface(values):
         return
-    is_folder = os.path.isdir(values[name])
-    what = f"no {TRACKER} in this folder: not a folder of checkpoints" if is_folder else "no such folder"
     why = f"`{WITH_OPTIM}` needs a checkpoint: " if name == "load" else ""
-    yield name, f"{why}{values[name]}: {what}"
+    yield name, f"{why}{values[name]}: {_instead_of_checkpoints(Path(values[name]))}"
+
+
+def _instead_of_checkpoints(path: Path) -> str:
+    """Return what a path is that should be a folder of checkpoints, and which path may have been meant."""
+    if not os.path.isdir(path):
+        return "not a folder" if os.path.lexists(path) else "no such folder"
+    if os.path.isfile(path / ADAPTER):
+        what = f"an adapter in PEFT's format ({ADAPTER}), not a model: name its base"
+        return f"{what}, or merge both into a model (tools/checkpoint/adapter.py merge)"
+    near = [one for one in (path.parent, path / "checkpoints") if os.path.isfile(one / TRACKER)]
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f"no {TRACKER} in this folder: not a folder of checkpoints{meant}"
+
+
+def _conversion_violations(folder: Path, values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield why a Hugging Face folder cannot be converted: its weights, or the place of the result."""
+    if values.get("load") and tracked(Path(values["load"])) and not trains_adapters(values):
+        return  # the run continues from its own checkpoint
+    yield from ((PRETRAINED, what) for what in weights_of(folder, read_config(folder))[1])
+    if values.get(CONVERTED) and (wrong := not_a_folder(Path(values[CONVERTED]))):
+        yield CONVERTED, f"{wrong}: not a folder; `{CONVERTED}` names a folder, which is made if needed"
 
 
 def _huggingface(values: Mapping[str, Any]) -> Path | None:

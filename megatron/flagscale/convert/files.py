@@ -39,7 +39,8 @@ def complete_folder(path: Path, overwrite: bool, *sources: Path) -> Iterator[Pat
     """
     if path.exists() and not overwrite:
         raise UserError(f"{path}: already exists; use --overwrite to replace it")
-    path = path.resolve()  # `..` in it could lead through the folder that is renamed
+    # `..` in it could lead through the folder that is renamed; `resolve` fails at a loop of links.
+    path = Path(os.path.realpath(path))
     for source in sources:
         if path.exists() and source.resolve().is_relative_to(path):
             raise UserError(f"{path}: --overwrite would delete the source {source}; choose another folder")
@@ -47,7 +48,7 @@ def complete_folder(path: Path, overwrite: bool, *sources: Path) -> Iterator[Pat
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{path.parent}: not a folder") from None
-    if path.exists() and not path.is_dir():
+    if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"{path}: not a folder")
     temporary = path.with_name(f".{path.name}.converting")
     temporary.mkdir(exist_ok=True)
