@@ -30,25 +30,13 @@ _FIELDS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
 def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | None = None) -> list[Any]:
     """Build the train, validation and test datasets; passed to `pretrain` as its datasets provider."""
     args = get_args()
-    blend, blend_per_split = get_blend_and_blend_per_split(args)
     config = GPTDatasetConfig(
-        random_seed=args.seed,
-        sequence_length=args.seq_length,
-        blend=blend,
-        blend_per_split=blend_per_split,
-        split=args.split,
-        multiple_validation_sets=args.multiple_validation_sets,
-        full_validation=args.full_validation,
-        num_dataset_builder_threads=args.num_dataset_builder_threads,
-        path_to_cache=args.data_cache_path,
-        mmap_bin_files=args.mmap_bin_files,
-        tokenizer=get_tokenizer(),
+        **common_config(),
         reset_position_ids=args.reset_position_ids,
         reset_attention_mask=args.reset_attention_mask,
         eod_mask_loss=args.eod_mask_loss,
         create_attention_mask=args.create_attention_mask_in_dataloader,
         object_storage_cache_path=args.object_storage_cache_path,
-        mid_level_dataset_surplus=args.mid_level_dataset_surplus,
         allow_ambiguous_pad_tokens=args.allow_ambiguous_pad_tokens,
         fast_cache_load=args.dataloader_fast_cache_load,
         defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
@@ -71,6 +59,26 @@ def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | Non
 
 # Every rank has to build them: the first one writes the sample index and the others wait for it.
 build_datasets.is_distributed = True  # type: ignore[attr-defined]
+
+
+def common_config() -> dict[str, Any]:
+    """Return the settings of the engine's configuration that datasets of every kind need."""
+    args = get_args()
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    return {
+        "random_seed": args.seed,
+        "sequence_length": args.seq_length,
+        "blend": blend,
+        "blend_per_split": blend_per_split,
+        "split": args.split,
+        "multiple_validation_sets": args.multiple_validation_sets,
+        "full_validation": args.full_validation,
+        "num_dataset_builder_threads": args.num_dataset_builder_threads,
+        "path_to_cache": args.data_cache_path,
+        "mmap_bin_files": args.mmap_bin_files,
+        "mid_level_dataset_surplus": args.mid_level_dataset_surplus,
+        "tokenizer": get_tokenizer(),
+    }
 
 
 def refuse_wrong_data() -> None:

@@ -9,8 +9,7 @@ import torch
 from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.utils import get_batch_on_this_cp_rank
-from megatron.training import get_args, get_tokenizer
-from megatron.training.utils import get_blend_and_blend_per_split
+from megatron.training import get_args
 
 from flagscale.checks.blend import content
 from megatron.flagscale import data
@@ -24,22 +23,8 @@ from megatron.flagscale.sft.sample import lengths_of
 def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | None) -> list[Any]:
     """Build the train, validation and test datasets that this rank reads for a chunk of the model."""
     args = get_args()
-    blend, blend_per_split = get_blend_and_blend_per_split(args)
     config = ConversationsConfig(
-        random_seed=args.seed,
-        sequence_length=args.seq_length,
-        blend=blend,
-        blend_per_split=blend_per_split,
-        split=args.split,
-        multiple_validation_sets=args.multiple_validation_sets,
-        full_validation=args.full_validation,
-        num_dataset_builder_threads=args.num_dataset_builder_threads,
-        path_to_cache=args.data_cache_path,
-        mmap_bin_files=args.mmap_bin_files,
-        tokenizer=get_tokenizer(),
-        mid_level_dataset_surplus=args.mid_level_dataset_surplus,
-        no_packing=args.no_packing,
-        content=content(vars(args)),
+        **data.common_config(), no_packing=args.no_packing, content=content(vars(args))
     )
     data.refuse_wrong_data()
 
