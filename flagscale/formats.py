@@ -1,4 +1,4 @@
-"""Format numbers, times, memory and counts for people."""
+"""Format numbers, times, memory, counts and names for people."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def key_text(key: str) -> str:
     """Return `validation_loss/web` as `validation loss web`: a figure of the metrics, and its data set."""
     kind, _, name = key.partition("/")
     return f"{kind.replace('_', ' ')} {name}".rstrip()
+
+
+def option_of(name: str) -> str:
+    """Return `lora_rank` as `--lora-rank`: an argument as an option of a command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def duration(seconds: float) -> str:

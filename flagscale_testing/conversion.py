@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from flagscale.formats import option_of
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import PP2, TP2
 from megatron.flagscale.convert.convert import TASK, convert
@@ -230,7 +231,7 @@ def task_argv(folder: Path, case: Case) -> list[str]:
 
 def task_argv_of(task: Mapping[str, Any]) -> list[str]:
     """Return the worker's arguments for those of a task file."""
-    options = [(f"--{name.replace('_', '-')}", value) for name, value in task.items()]
+    options = [(option_of(name), value) for name, value in task.items()]
     return [part for name, value in options for part in ([name] if value is True else [name, str(value)])]
 
 

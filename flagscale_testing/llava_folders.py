@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from flagscale.formats import option_of
 from flagscale.run.checkpoints import RELEASE
 from flagscale_testing.conversion import tensors_of
 from flagscale_testing.llava_models import LlavaModel, small_vision
@@ -115,7 +116,7 @@ def _name_placeholders_by_ids(folder: Path) -> None:
 
 def _training(where: Path) -> tuple[str, ...]:
     task = yaml.safe_load((where / "megatron" / TASK).read_text())
-    given = [(f"--{name.replace('_', '-')}", value) for name, value in task.items()]
+    given = [(option_of(name), value) for name, value in task.items()]
     tokenizer = ("--tokenizer-type", "--tokenizer-model", "--padded-vocab-size")
     options = [(name, value) for name, value in given if name not in tokenizer]
     # Two ranks cannot share an odd number of rows.

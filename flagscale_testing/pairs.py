@@ -1,4 +1,4 @@
-"""`.bin/.idx` pairs of a few tokens, written byte by byte, so that a test can write wrong ones too."""
+"""`.bin/.idx` pairs: of a few tokens, written byte by byte so that a test can write wrong ones, and read."""
 
 import struct
 from pathlib import Path
@@ -25,3 +25,11 @@ def write_pair(
     arrays += struct.pack(f"<{2 * count + 1}q", *offsets, *range(count + 1))
     idx_path(prefix).write_bytes(header + arrays)
     bin_path(prefix).write_bytes(bytes(max(0, sum(lengths)) * itemsize) if tokens is None else tokens)
+
+
+def documents_in(prefix: Path) -> list[list[int]]:
+    """Return every document's tokens, as Megatron reads them."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    dataset = IndexedDataset(str(prefix))  # must outlive its views
+    return [tokens.tolist() for tokens in dataset[:]]

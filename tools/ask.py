@@ -25,6 +25,7 @@ from flagscale.checks.guidance import KEYS, guidance_violations, value_violation
 from flagscale.checks.message_files import file_violations, with_files
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
+from flagscale.formats import option_of
 from tools.command import run
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _violations(arguments: argparse.Namespace, guidance: Mapping[str, Any]) -> I
     yield from (_as_options(what) for _, what in value_violations(guidance))
     for name in ("chat", "image", "video", "max_tokens"):
         if getattr(arguments, name):
-            yield f"--{name.replace('_', '-')} cannot be combined with --draw"
+            yield f"{option_of(name)} cannot be combined with --draw"
     if not arguments.draw.absolute().parent.is_dir():
         yield f"--draw {arguments.draw}: the folder {arguments.draw.parent} does not exist"
 
@@ -151,7 +152,7 @@ def _draw(
 def _as_options(what: str) -> str:
     """Return a message about fields of a request as one about this program's options."""
     for key in KEYS:
-        what = what.replace(f"`{key}`", f"--{key.replace('_', '-')}")
+        what = what.replace(f"`{key}`", option_of(key))
     return what
 
 

@@ -18,14 +18,13 @@ from flagscale.checks.messages import (
     SYSTEM,
     TOOL,
     ConversationError,
+    Message,
     list_of_messages,
     name_of_role,
     type_name,
     valid_text,
 )
 from flagscale.frozen import dataclass
-
-Message = dict[str, Any]
 
 _CALL = "function_call"
 CHAT_ROLES: Mapping[str, str] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 from flagscale.errors import nearest
 
+Message = dict[str, Any]
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
 ROLES: Mapping[str, str] = {
     "system": SYSTEM,

@@ -14,6 +14,7 @@ from flagscale.checks.blend import NAMES
 from flagscale.checks.latent import ONLY_WITH_YARN
 from flagscale.checks.loading import READING
 from flagscale.checks.lora import DROPOUT, LORA
+from flagscale.checks.mask_files import NO_PACKING, SEPARATE
 from flagscale.checks.schedule import PARTS
 from flagscale.checks.stablelm2 import KEYS
 
@@ -60,8 +61,7 @@ NOTICE = (
     *("lr_wsd_decay_iters", "lr_wsd_decay_samples", "lr_wsd_decay_style", "max_position_embeddings"),
     DROPOUT,
     *("several_images", "video_frames", "image_token", "video_token", "packing_buffer_size"),
-    *("no_packing", "apply_sft_dataset_separated_loss_mask_if_existed"),
-    *("chat_template", *KEYS),
+    *(NO_PACKING, SEPARATE, "chat_template", *KEYS),
 )
 """The run continues and a notice says what changes; so do other data and another tokenizer."""
 OVERRIDE, KEEP = "override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler"

@@ -10,7 +10,7 @@ from typing import Any
 
 from flagscale.frozen import dataclass
 from flagscale.run.checkpoints import RELEASE, tracked
-from flagscale.run.manifest import FOLDER, MANIFEST, fault_of
+from flagscale.run.manifest import MANIFEST, fault_of, iteration_of
 from flagscale.run.retention import REMOVING, Retention, own_iterations, why_kept
 
 _SET_ASIDE = {
@@ -75,12 +75,6 @@ def list_checkpoints(
         )
         for folder, fault in faults.items()
     ]
-
-
-def iteration_of(name: str) -> int | None:
-    """Return the iteration of a checkpoint's folder; None if it has another name."""
-    match = FOLDER.fullmatch(name)
-    return int(match[1]) if match else None
 
 
 def losses_of(metrics: Path | None) -> dict[int, float]:

@@ -99,16 +99,24 @@ def _was_finished(folder: Path) -> bool:
     That is the index, or in the `torch` format the tracker, which then names this iteration or a later one.
     """
     if is_torch_format(folder):
-        named, match = tracked(folder.parent), FOLDER.fullmatch(folder.name)
-        return named == folder.name or bool(match and named.isdigit() and int(match[1]) <= int(named))
+        named, iteration = tracked(folder.parent), iteration_of(folder.name)
+        is_reached = iteration is not None and named.isdigit() and iteration <= int(named)
+        return named == folder.name or is_reached
     return all((folder / name).is_file() for name in (".metadata", "metadata.json"))
+
+
+def iteration_of(name: str) -> int | None:
+    """Return the iteration of a checkpoint's folder; None if it has another name."""
+    match = FOLDER.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def candidates(directory: Path) -> Iterator[Candidate]:
     """Yield the checkpoints of a directory, newest first; each is verified only when it is requested."""
     if not directory.is_dir():
         return
-    found = ((match, path) for path in directory.iterdir() if (match := FOLDER.fullmatch(path.name)))
-    for match, path in sorted(found, key=lambda pair: int(pair[0][1]), reverse=True):
+    found = ((iteration_of(path.name), path) for path in directory.iterdir())
+    numbered = [(iteration, path) for iteration, path in found if iteration is not None]
+    for iteration, path in sorted(numbered, reverse=True):
         unfinished = not (path / MANIFEST).exists() and not _was_finished(path)
-        yield Candidate(int(match[1]), path, fault_of(path), unfinished)
+        yield Candidate(iteration, path, fault_of(path), unfinished)

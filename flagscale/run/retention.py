@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flagscale.frozen import dataclass
 from flagscale.run.checkpoints import ARGUMENTS, folder_of, tracked
-from flagscale.run.manifest import FOLDER, MANIFEST
+from flagscale.run.manifest import FOLDER, MANIFEST, iteration_of
 
 REMOVING = ".removing"
 """The end of the name of a checkpoint's folder while it is removed."""
@@ -50,9 +50,10 @@ def own_iterations(directory: Path) -> Iterator[int]:
     """Yield the iterations that a training has saved there completely; no links, no converted checkpoints."""
     for name in os.listdir(directory):
         folder = directory / name
-        is_ours = (match := FOLDER.fullmatch(name)) and not folder.is_symlink()
-        if match and is_ours and all((folder / file).is_file() for file in (MANIFEST, ARGUMENTS)):
-            yield int(match[1])
+        if (iteration := iteration_of(name)) is None or folder.is_symlink():
+            continue
+        if all((folder / file).is_file() for file in (MANIFEST, ARGUMENTS)):
+            yield iteration
 
 
 def set_aside(directory: Path, retention: Retention, started_from: int | None = None) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from flagscale.checks.recorded import WITH_OPTIM
 from flagscale.checks.stablelm2 import STYLE
 from flagscale.errors import UserError
+from flagscale.formats import option_of
 from megatron.flagscale.checkpoint.huggingface import add_conversion_args
 from megatron.flagscale.checkpoint.retention import add_retention_args
 from megatron.flagscale.chips import HOST_BACKEND, chip
@@ -53,7 +54,7 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
         "--eval-interval, and at the end. By default all of them are evaluated every --eval-interval.",
     )
     group.add_argument(
-        f"--{WITH_OPTIM.replace('_', '-')}",
+        option_of(WITH_OPTIM),
         action="store_true",
         help="Start a new training with the weights and the optimizer's state of the checkpoint in --load: "
         "iteration, samples, schedule and random numbers begin again. With --pretrained-checkpoint, only the "
@@ -157,7 +158,7 @@ def _without_our_choices(argv: Sequence[str]) -> list[str]:
     """Return the arguments with our choices replaced by the engine's; its second parse uses neither."""
     shown = list(argv)
     for dest, (ours, theirs) in _our_choices().items():
-        option = f"--{dest.replace('_', '-')}"
+        option = option_of(dest)
         pairs = itertools.pairwise(["", *shown])
         shown = [
             argument.replace(ours, theirs) if option in (before, argument.partition("=")[0]) else argument

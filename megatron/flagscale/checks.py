@@ -19,6 +19,7 @@ from flagscale.checks.tracking import URI
 from flagscale.checks.vocabulary import id_violation, range_of
 from flagscale.checks.worker import Capabilities, worker_violations
 from flagscale.errors import Problem, Violation
+from flagscale.formats import option_of
 
 
 def argument_problems(
@@ -45,7 +46,7 @@ def worker_problems(found: Iterable[Violation]) -> list[Problem]:
         options.setdefault(action.dest, action.option_strings[0])
     # The keys for meshes reach the worker as a single argument; all others are of the program itself.
     options |= dict.fromkeys(KEYS, "--hetero-layout")
-    return [Problem(what, options.get(dest, f"--{dest.replace('_', '-')}")) for dest, what in violations]
+    return [Problem(what, options.get(dest, option_of(dest))) for dest, what in violations]
 
 
 def data_problems(values: Mapping[str, Any], tokenizer: Any) -> list[Problem]:
@@ -82,4 +83,4 @@ def _not_installed(args: argparse.Namespace) -> Iterator[Problem]:
         if getattr(args, name) and (spec is None or spec.origin is None):
             what = f"the package `{module}` is not installed in {sys.prefix}"
             fix = f"run `pip install 'flagscale[{extra}]'` there, or remove {name}"
-            yield Problem(what, f"--{name.replace('_', '-')}", fix)
+            yield Problem(what, option_of(name), fix)

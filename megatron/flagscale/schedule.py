@@ -18,6 +18,7 @@ from flagscale.checks.stablelm2 import (
     STYLE,
     learning_rate,
 )
+from flagscale.formats import option_of
 from megatron.flagscale.patching import Patch
 
 
@@ -33,7 +34,7 @@ def add_schedule_args(group: argparse._ArgumentGroup) -> None:
         (BETA, 0.0, "Offset under the inverse square root, in steps."),
     ):
         group.add_argument(
-            f"--{name.replace('_', '-')}",
+            option_of(name),
             type=int if default == 0 and isinstance(default, int) else float,
             default=default,
             help=f"With --lr-decay-style {STYLE}: {meaning}",

@@ -18,6 +18,7 @@ import torch
 
 from flagscale.checks.validation import OF_EACH_SET, set_names
 from flagscale.errors import Problem, UserError
+from flagscale.formats import option_of
 from megatron.flagscale.chips import chip
 from megatron.flagscale.patching import Patch
 
@@ -178,7 +179,7 @@ def _require_one_per_set(args: argparse.Namespace, sets: int) -> None:
         given = getattr(args, name)
         if args.multiple_validation_sets and given and len(given) != sets:
             what = f"{len(given)} values for {sets} validation sets; give one for each"
-            raise UserError([Problem(what, f"--{name.replace('_', '-')}")])
+            raise UserError([Problem(what, option_of(name))])
 
 
 def _largest(sizes: Sequence[int]) -> list[int]:

@@ -16,14 +16,11 @@ from flagscale.node import processes
 from flagscale.run.env import import_path
 from flagscale.run.rundir import RunDir
 from flagscale_testing.chat_templates import write_chat_tokenizer
+from flagscale_testing.chats import CHATML, conversation, write_lines
 from flagscale_testing.jobs.demo import TINY
 from flagscale_testing.ranks.training import PATIENCE, ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * PATIENCE)]
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 SETS, RUNS = ("short", "long"), ("whole", "resumed")
 
 
@@ -39,19 +36,10 @@ def command(*words: object) -> str:
 @pytest.fixture
 def words(tmp_path: Path) -> Iterator[list[str]]:
     """The command and the overrides of `config_sft` with two prepared sets of conversations."""
-    tokenizer = write_chat_tokenizer(tmp_path / "tokenizer", TEMPLATE)
+    tokenizer = write_chat_tokenizer(tmp_path / "tokenizer", CHATML)
     for name, times in zip(SETS, (1, 3), strict=True):
-        talks: list[dict[str, Any]] = [
-            {
-                "messages": [
-                    {"role": "user", "content": f"{number}?"},
-                    {"role": "assistant", "content": "yes! " * times},
-                ]
-            }
-            for number in range(120)
-        ]
-        source = tmp_path / f"{name}.jsonl"
-        source.write_text("".join(f"{json.dumps(one)}\n" for one in talks))
+        conversations = [conversation(f"{number}?", "yes! " * times) for number in range(120)]
+        source = write_lines(tmp_path / f"{name}.jsonl", *conversations)
         tool = (ROOT / "tools/datasets/chat.py", "--source", source, "--tokenizer", tokenizer)
         command(*tool, "--output", tmp_path / name, "--longest", 64, "--valid-every", 10)
     train, valid = (

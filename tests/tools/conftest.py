@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # `tools` is not an installed package
 
+from flagscale_testing.chat_templates import write_chat_tokenizer  # noqa: E402
+from flagscale_testing.chats import CHATML  # noqa: E402
 from tools.datasets import train_tokenizer  # noqa: E402
 from tools.datasets.documents import open_source  # noqa: E402
 
@@ -24,6 +26,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text(TOKENIZER_TEXT)
     train_tokenizer.train(open_source(folder / "text.txt"), folder / "tokenizer", vocabulary=300)
     return folder / "tokenizer"
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tokenizer with the chat template `CHATML`."""
+    return write_chat_tokenizer(tmp_path_factory.mktemp("chat") / "tokenizer", CHATML)
 
 
 @pytest.fixture(

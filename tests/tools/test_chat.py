@@ -1,4 +1,4 @@
-"""Preparing conversations: pairs with masks, statistics, mistakes by line, a killed run, and the view."""
+"""Preparing conversations: pairs with masks, statistics, a killed run, and the view."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from flagscale.checks import indexed
 from flagscale.checks.facts import facts, facts_path
 from flagscale.errors import UserError
-from flagscale_testing.chat_templates import write_chat_tokenizer
+from flagscale_testing.chats import CONVERSATIONS, write_lines
+from flagscale_testing.pairs import documents_in
 from tools.datasets import chat as tool_chat
 from tools.datasets import parts
 from tools.datasets import verify as tool_verify
@@ -24,42 +25,11 @@ from tools.datasets.chats.view import shown
 from tools.datasets.masks import masks_of, problems_of_masks
 from tools.datasets.records import source_files
 
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-TALKS = [
-    {
-        "messages": [
-            {"role": "user", "content": f"{number}?"},
-            {"role": "assistant", "content": "yes! " * number},
-        ]
-    }
-    for number in range(1, 13)
-]
-
-
-@pytest.fixture(scope="module")
-def chat_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chat_tokenizer(tmp_path_factory.mktemp("chat") / "tokenizer", TEMPLATE)
-
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A file of 12 conversations."""
-    return written(tmp_path / "chats.jsonl", *TALKS)
-
-
-def written(path: Path, *lines: Any) -> Path:
-    path.write_text("".join(f"{one if isinstance(one, str) else json.dumps(one)}\n" for one in lines))
-    return path
-
-
-def documents(prefix: Path) -> list[list[int]]:
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
-
-    dataset = IndexedDataset(str(prefix))  # must outlive its views
-    return [tokens.tolist() for tokens in dataset[:]]
+    return write_lines(tmp_path / "chats.jsonl", *CONVERSATIONS)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -73,17 +43,17 @@ def test_each_conversation_is_a_document_with_the_ids_of_transformers_and_a_mask
 
     tokenizer = AutoTokenizer.from_pretrained(chat_tokenizer)
     prepared = prepare([source], chat_tokenizer, weird_path, valid_every=5, conversations_per_part=4)
-    ids = [tokenizer.apply_chat_template(one["messages"], return_dict=False) for one in TALKS]
-    assert documents(weird_path / "valid_text_document") == ids[::5]
+    ids = [tokenizer.apply_chat_template(one["messages"], return_dict=False) for one in CONVERSATIONS]
+    assert documents_in(weird_path / "valid_text_document") == ids[::5]
     train = weird_path / "train_text_document"
-    assert documents(train) == [one for number, one in enumerate(ids) if number % 5]
-    masks = documents(weird_path / "train_loss_mask_document")
+    assert documents_in(train) == [one for number, one in enumerate(ids) if number % 5]
+    masks = documents_in(weird_path / "train_loss_mask_document")
     assert indexed.summary(weird_path / "train_loss_mask_document").dtype == "uint8"
     learnt = [
         tokenizer.decode([token for token, is_learnt in zip(*pair, strict=True) if is_learnt])
-        for pair in zip(documents(train), masks, strict=True)
+        for pair in zip(documents_in(train), masks, strict=True)
     ]
-    kept = [one["messages"] for number, one in enumerate(TALKS) if number % 5]
+    kept = [one["messages"] for number, one in enumerate(CONVERSATIONS) if number % 5]
     assert learnt == [messages[1]["content"] + "<|im_end|>" for messages in kept]
     known = facts(train)
     assert known
@@ -96,8 +66,8 @@ def test_statistics_and_the_picture_are_written(source: Path, chat_tokenizer: Pa
     prepare([source], chat_tokenizer, tmp_path / "out", Settings(longest=25), valid_every=0)
     known = json.loads((tmp_path / "out" / "conversations.json").read_text())
     prefix = tmp_path / "out" / "train_text_document"
-    lengths = [len(one) for one in documents(prefix)]
-    masks = documents(tmp_path / "out" / "train_loss_mask_document")
+    lengths = [len(one) for one in documents_in(prefix)]
+    masks = documents_in(tmp_path / "out" / "train_loss_mask_document")
     left = known["left_out"]["longer than --longest"]
     assert known["conversations"] == len(lengths) == 12 - left["conversations"]
     assert left["conversations"] > 0
@@ -116,74 +86,6 @@ def test_the_picture_counts_every_conversation() -> None:
     assert sum(map(int, re.findall(r"<title>(\d+) conversations", text))) == 5
     assert "median 7" in text
     assert picture(numpy.array([5]), 5, 5)
-
-
-BAD = [
-    *("{'messages': 1}", {"text": "x"}, {"messages": []}, {"messages": [{"role": "user", "content": "?"}]}),
-    {"messages": [{"role": "usr", "content": "?"}]},
-    {"messages": [*TALKS[0]["messages"], {"role": "tool", "content": "refused"}]},
-]
-REFUSES = (
-    "{% for m in messages %}{{ raise_exception('no tools') if m.role == 'tool' }}{% endfor %}" + TEMPLATE
-)
-
-
-def test_mistakes_are_refused_by_line_or_left_out_and_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = write_chat_tokenizer(tmp_path / "tokenizer", REFUSES)
-    source, output = written(tmp_path / "chats.jsonl", *BAD, *TALKS), tmp_path / "out"
-    with pytest.raises(UserError) as refused:
-        prepare([source], folder, output, conversations_per_part=2)
-    lines = [str(problem) for problem in refused.value.problems]
-    expected = ["not JSON", "no `messages`", "`messages` is empty", "no message of the role", "unknown role"]
-    for number, (line, what) in enumerate(zip(lines, [*expected, "no tools"], strict=False), 1):
-        assert line.startswith(f"{source}:{number}: ")
-        assert what in line
-    assert "6 conversation(s) with mistakes" in lines[-1]
-    assert "--skip-mistakes" in lines[-1]
-    assert not list(output.glob("*.bin")) + list(output.glob("*.idx")) + list(output.glob("*.json"))
-    assert (output / "mistakes.txt").read_text().count("\n") == 6
-
-    prepared = prepare([source], folder, output, conversations_per_part=2, skip_mistakes=True)
-    assert "reusing 9 part(s)" in capsys.readouterr().err
-    assert sum(held.documents for held in prepared.splits.values()) == 12
-    left = json.loads((output / "conversations.json").read_text())["left_out"]
-    assert {reason: held["conversations"] for reason, held in left.items()} == {
-        "not JSON": 1,
-        "another form": 1,
-        "empty": 1,
-        "no answer": 1,
-        "unknown role": 1,
-        "refused by the chat template": 1,
-    }
-
-
-def test_every_mistake_is_listed(chat_tokenizer: Path, tmp_path: Path) -> None:
-    source = written(tmp_path / "chats.jsonl", *[{"text": "x"}] * 150, *TALKS)
-    with pytest.raises(UserError, match="150 conversation"):
-        prepare([source], chat_tokenizer, tmp_path / "out")
-    listed = (tmp_path / "out" / "mistakes.txt").read_text().splitlines()
-    assert [line.partition(": ")[0] for line in listed] == [f"{source}:{n}" for n in range(1, 151)]
-
-
-def test_a_line_that_is_cut_is_named_with_its_column(chat_tokenizer: Path, tmp_path: Path) -> None:
-    source = written(tmp_path / "chats.jsonl", '{"messages": [', *TALKS)
-    with pytest.raises(UserError) as refused:
-        prepare([source], chat_tokenizer, tmp_path / "out")
-    assert str(refused.value.problems[0]) == f"{source}:1: not JSON (Expecting value at column 15)"
-
-
-def test_a_refused_source_can_be_fixed_without_overwrite(
-    source: Path, chat_tokenizer: Path, tmp_path: Path
-) -> None:
-    good = source.read_text()
-    written(source, "bad", *TALKS)
-    with pytest.raises(UserError, match="1 conversation"):
-        prepare([source], chat_tokenizer, tmp_path / "out")
-    source.write_text(good)
-    assert prepare([source], chat_tokenizer, tmp_path / "out").splits["train"].documents == 11
-    assert not (tmp_path / "out" / "mistakes.txt").exists()
 
 
 def test_a_run_that_was_ended_continues_to_the_same_bytes(
@@ -221,7 +123,7 @@ def test_masks_that_do_not_fit_are_found(source: Path, chat_tokenizer: Path, tmp
     prepare([source], chat_tokenizer, tmp_path / "out", valid_every=0)
     prefix, masks = (tmp_path / "out" / f"train_{kind}_document" for kind in ("text", "loss_mask"))
     values = numpy.fromfile(indexed.bin_path(masks), numpy.uint8)
-    first = len(documents(prefix)[0])
+    first = len(documents_in(prefix)[0])
     values[:first] = 0
     values[-1] = 2
     values.tofile(indexed.bin_path(masks))
@@ -275,12 +177,3 @@ def test_the_command_prints_statistics_or_one_conversation_or_a_mistake(
     assert command("--output", tmp_path / "two", "--chat-template", "chatmll") == 2
     assert "--chat-template chatmll: is neither a file nor one of chatml, vicuna" in capsys.readouterr().err
     assert not (tmp_path / "two").exists()
-
-
-def test_a_tokenizer_without_a_template_is_refused_with_the_way_out(source: Path, tmp_path: Path) -> None:
-    folder = write_chat_tokenizer(tmp_path / "tokenizer", None)
-    with pytest.raises(
-        UserError, match=r"has no chat template\n.*set --chat-template to one of chatml, vicuna"
-    ):
-        prepare([source], folder, tmp_path / "out")
-    assert not (tmp_path / "out").exists()

@@ -20,6 +20,7 @@ from flagscale.checks import indexed
 from flagscale.checks.facts import facts, facts_path
 from flagscale.checks.tokenizer import fingerprint, vocabulary
 from flagscale.errors import UserError
+from flagscale_testing.pairs import documents_in
 from megatron.flagscale.tokenizer import ids_of
 from tools.datasets import parts
 from tools.datasets.documents import Document, Source, open_source
@@ -40,14 +41,6 @@ def source(tmp_path: Path) -> Source:
     return open_source(file)
 
 
-def written(prefix: Path) -> list[list[int]]:
-    """Return every document's tokens, as Megatron reads them."""
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
-
-    dataset = IndexedDataset(str(prefix))  # must outlive its views
-    return [tokens.tolist() for tokens in dataset[:]]
-
-
 def content(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
@@ -61,9 +54,9 @@ def test_every_document_is_written_in_order_and_ends_with_eos(
     encoder.encode_special_tokens = True
     tokens = [[*encoder.encode(text, add_special_tokens=False).ids, 0] for text in TEXTS]
     assert all(document.count(0) == 1 for document in tokens)
-    assert written(weird_path / "valid_text_document") == [tokens[0], tokens[10], tokens[20]]
+    assert documents_in(weird_path / "valid_text_document") == [tokens[0], tokens[10], tokens[20]]
     held_in = [document for number, document in enumerate(tokens) if number % 10]
-    assert written(weird_path / "train_text_document") == held_in
+    assert documents_in(weird_path / "train_text_document") == held_in
     assert (prepared.splits["train"].documents, prepared.splits["train"].dtype) == (23, "uint16")
     assert len(list(weird_path.iterdir())) == 7, "two pairs with their facts and the record only"
 
@@ -77,7 +70,7 @@ def test_the_facts_of_each_pair_are_written_beside_it(
         known = facts(prefix)
         assert known
         assert {**known, **asdict(held)} == known
-        assert known["largest_id"] == max(map(max, written(prefix)))
+        assert known["largest_id"] == max(map(max, documents_in(prefix)))
         assert (known["tokenizers"], known["vocabulary"]) == ([fingerprint(tokenizer)], vocabulary(tokenizer))
         assert known["sample"] == {"text": TEXTS[0], "ids": ids_of(tokenizer, TEXTS[0])}
 
@@ -108,7 +101,7 @@ def test_the_data_has_the_token_that_the_tokenizer_puts_before_every_text(
     }  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(content))
     prepare(source, folder, tmp_path / "out", valid_every=0)
-    documents = written(tmp_path / "out" / "train_text_document")
+    documents = documents_in(tmp_path / "out" / "train_text_document")
     assert documents[:25] == [[*ids_of(folder, text), 0] for text in TEXTS[:25]]
     assert {document[0] for document in documents} == {0}
 

@@ -1,10 +1,10 @@
-"""Numbers, times, memory and counts for people."""
+"""Numbers, times, memory, counts and names for people."""
 
 from __future__ import annotations
 
 import pytest
 
-from flagscale.formats import bytes_text, count, duration, quantity, seconds_text
+from flagscale.formats import bytes_text, count, duration, option_of, quantity, seconds_text
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,7 @@ def test_seconds(seconds: float | None, text: str) -> None:
 )
 def test_bytes(nbytes: float | None, text: str) -> None:
     assert bytes_text(nbytes) == text
+
+
+def test_an_argument_as_an_option() -> None:
+    assert option_of("lora_rank") == "--lora-rank"

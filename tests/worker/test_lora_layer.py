@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core import parallel_state
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from flagscale_testing.one_rank import one_rank
 from megatron.flagscale.layers.activation import ActivatedLinear
 from megatron.flagscale.lora import layer
 from megatron.flagscale.lora.attach import add_to
@@ -42,11 +40,8 @@ INPUTS = dict(zip(JOINED, (HIDDEN, HEADS * DIM, HIDDEN, 2 * FFN), strict=True))
 @pytest.fixture(autouse=True, scope="module")
 def groups() -> Iterator[None]:
     """Form the groups of a single rank."""
-    dist.init_process_group("fake", rank=0, world_size=1, store=FakeStore())
-    parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
-    yield
-    parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
+    with one_rank(1):
+        yield
 
 
 @pytest.fixture(autouse=True)

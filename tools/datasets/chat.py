@@ -25,27 +25,28 @@ from flagscale.checks import tokenizer as tokenizer_files
 from flagscale.checks.conversations import CHAT_ROLES
 from flagscale.checks.messages import ASSISTANT, ConversationError
 from flagscale.errors import Problem, UserError
-from flagscale.files import write_atomic
+from flagscale.formats import option_of
 from megatron.flagscale.tokenizer import SAMPLE
 from tools.command import run
+from tools.datasets import mistakes
 from tools.datasets.chats.encoding import ChatEncoder, Chats, Settings
 from tools.datasets.chats.picture import picture
 from tools.datasets.chats.reading import all_records, conversation_at
 from tools.datasets.chats.statistics import learnt_of, lengths_of, lines, statistics
-from tools.datasets.chats.tally import Tally, total
+from tools.datasets.chats.tally import total
 from tools.datasets.chats.view import shown, summary
 from tools.datasets.encoding import COMPARED, add_tokenizer_arguments, check_class, facts_of, use_threads
 from tools.datasets.folders import read_json
+from tools.datasets.options import VALID_EVERY, check_numbers
 from tools.datasets.output import LOSS_MASK, TEXT, OutputFolder, Prepared
 from tools.datasets.parts import about_parts, write_parts
-from tools.datasets.preparing import VALID_EVERY, Made, check_numbers
+from tools.datasets.preparing import Made
 from tools.datasets.preparing import prepare as prepare_folder
 from tools.datasets.records import Record, bytes_of, check_apart, content_of, source_files
 
 CONVERSATIONS_PER_PART = 10_000
 STATISTICS, LENGTHS = "conversations.json", "lengths.svg"
 _DEFAULT = Settings()
-_MOST_SHOWN = 20
 
 
 def prepare(
@@ -106,8 +107,8 @@ def prepare(
             raise UserError(f"{source[0]}: changed while it was being read; run again with --overwrite")
         tally = total(about_parts(layout))
         layout.mistakes.unlink(missing_ok=True)
-        if tally.mistakes:
-            _report(tally, layout, refuse=not skip_mistakes)
+        if wrong := [Problem(one.what, one.where) for one in tally.mistaken]:
+            mistakes.report(wrong, layout.mistakes, "conversation", refuse=not skip_mistakes)
         lengths = lengths_of(layout)
         if not len(lengths):
             raise UserError(f"{source[0]}: no conversation to learn from; choose another --source")
@@ -135,21 +136,6 @@ def _texts(chats: Chats, first: list[Record]) -> Iterator[str]:
         except ConversationError:
             continue
         yield text.text
-
-
-def _report(tally: Tally, layout: OutputFolder, *, refuse: bool) -> None:
-    """Write the mistakes to a file; raise UserError with the first of them, or say how many there are."""
-    problems = [Problem(one.what, one.where) for one in tally.mistaken]
-    text = "".join(f"{problem}\n" for problem in problems)
-    write_atomic(layout.mistakes, text.encode(errors="backslashreplace"))
-    if not refuse:
-        print(f"{tally.mistakes:,} conversation(s) left out; see {layout.mistakes}", file=sys.stderr)
-        return
-    if tally.mistakes > _MOST_SHOWN:
-        hidden = Problem(f"and {tally.mistakes - _MOST_SHOWN:,} more; see {layout.mistakes}")
-        problems = [*problems[:_MOST_SHOWN], hidden]
-    how = "fix them and run the same command again, or leave them out with --skip-mistakes"
-    raise UserError([*problems, Problem(f"{tally.mistakes:,} conversation(s) with mistakes; {how}")])
 
 
 def _parser() -> ArgumentParser:
@@ -209,7 +195,7 @@ def _refuse_options_of_output(arguments: Mapping[str, Any]) -> None:
     names = ("valid_every", "conversations_per_part", "skip_mistakes", "overwrite")
     if given := [name for name in names if arguments[name] != _parser().get_default(name)]:
         what, hint = "has no effect with --view, which writes nothing", "leave it out"
-        raise UserError(Problem(what, f"--{name.replace('_', '-')}", hint) for name in given)
+        raise UserError(Problem(what, option_of(name), hint) for name in given)
 
 
 def main() -> int:

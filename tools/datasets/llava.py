@@ -18,21 +18,20 @@ if not __package__:  # run as a file: import from the repository's root, not fro
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from flagscale.errors import Problem, UserError
-from flagscale.files import write_atomic
 from tools.command import run
+from tools.datasets import mistakes
 from tools.datasets.folders import locked
+from tools.datasets.options import VALID_EVERY, check_numbers
 from tools.datasets.pictures import energon
 from tools.datasets.pictures.folder import Finished, PictureFolder
 from tools.datasets.pictures.reading import Reading
-from tools.datasets.pictures.shards import Left, Settings, Stored
+from tools.datasets.pictures.shards import Settings, Stored
 from tools.datasets.pictures.writers import written
 from tools.datasets.records import bytes_of, check_apart, content_of, source_files
 from tools.progress import Progress
 
-VALID_EVERY = 50
 SAMPLES_PER_SHARD = 1000
 VIDEO_FRAMES = 8
-_MOST_SHOWN = 20
 
 
 def prepare(
@@ -60,7 +59,9 @@ def prepare(
     Raises:
         UserError: with every mistake in the source, or if the folder was made with other settings.
     """
-    _check_numbers(valid_every, samples_per_shard, video_frames, processes)
+    check_numbers(
+        valid_every, samples_per_shard=samples_per_shard, video_frames=video_frames, processes=processes
+    )
     energon.check_installed()
     check_apart(source, output)
     files = source_files(source)
@@ -91,7 +92,8 @@ def prepare(
             raise UserError(f"{source[0]}: changed while it was being read; run the same command again")
         left = sorted([*reading.problems, *(problem for part in parts for problem in part.problems)])
         if left:
-            _report(left, folder, refuse=not skip_mistakes)
+            wrong = [Problem(what, where) for _, where, what in left]
+            mistakes.report(wrong, folder.mistakes, "sample", refuse=not skip_mistakes)
         return folder.finish(parts, request, len(left))
 
 
@@ -108,35 +110,6 @@ def _write(
     if reused:
         print(f"reusing {reused} part(s) of an earlier run", file=sys.stderr)
     return parts
-
-
-def _report(left: list[Left], folder: PictureFolder, *, refuse: bool) -> None:
-    """Write all mistakes to a file; raise UserError with the first of them, or say how many there are."""
-    lines = [str(Problem(what, where)) for _, where, what in left]
-    write_atomic(folder.mistakes, "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
-    if not refuse:
-        print(f"{len(left)} sample(s) left out; see {folder.mistakes}", file=sys.stderr)
-        return
-    problems = [Problem(what, where) for _, where, what in left[:_MOST_SHOWN]]
-    if more := len(left) - _MOST_SHOWN:
-        problems += [Problem(f"and {more} more, all in {folder.mistakes}")] * (more > 0)
-    how = "fix them and run the same command again, or leave these samples out with --skip-mistakes"
-    raise UserError([*problems, Problem(f"{len(left)} sample(s) with mistakes; {how}")])
-
-
-def _check_numbers(valid_every: int, samples_per_shard: int, video_frames: int, processes: int) -> None:
-    problems = []
-    if valid_every == 1 or valid_every < 0:
-        problems.append(Problem(f"--valid-every {valid_every}: must be 2 or more, or 0 for no such samples"))
-    for name, value in (
-        ("--samples-per-shard", samples_per_shard),
-        ("--video-frames", video_frames),
-        ("--processes", processes),
-    ):
-        if value < 1:
-            problems.append(Problem(f"{name} {value}: must be 1 or more"))
-    if problems:
-        raise UserError(problems)
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ from tools.command import run
 from tools.datasets import llava, train_tokenizer
 from tools.datasets.documents import open_source
 from tools.datasets.folders import locked, read_json, refuse_other, write_json
+from tools.datasets.options import VALID_EVERY
 from tools.datasets.pictures.drawing import KINDS, drawn
 from tools.datasets.pictures.folder import Finished
 
@@ -41,7 +42,7 @@ def draw(
     seed: int = SEED,
     kinds: tuple[str, ...] = KINDS,
     blank: bool = False,
-    valid_every: int = llava.VALID_EVERY,
+    valid_every: int = VALID_EVERY,
     processes: int = 1,
     overwrite: bool = False,
 ) -> Finished:
@@ -122,7 +123,7 @@ def main() -> int:
         ("samples", SAMPLES, "number of pictures"),
         ("side", SIDE, "height and width of a picture in pixels"),
         ("seed", SEED, "another number gives other pictures"),
-        ("valid-every", llava.VALID_EVERY, "hold out every n-th sample for the split `val`"),
+        ("valid-every", VALID_EVERY, "hold out every n-th sample for the split `val`"),
         ("processes", 1, "processes that prepare the folder"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (default: %(default)s)")

@@ -12,13 +12,11 @@ from typing import Any
 
 from flagscale.checks import indexed
 from flagscale.checks.facts import facts, facts_path
-from flagscale.errors import Problem, UserError
+from flagscale.errors import UserError
 from flagscale.files import write_atomic
 from tools.datasets.folders import locked, read_json, refuse_other, write_json
 from tools.datasets.output import OutputFolder, Prepared
 from tools.datasets.parts import merge
-
-VALID_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -64,19 +62,6 @@ def prepare(
         write_json(layout.record, record)
         shutil.rmtree(layout.parts)
         return Prepared(splits, made_now=True)
-
-
-def check_numbers(valid_every: int, **at_least_one: int) -> None:
-    """Raise UserError for values of `--valid-every` and of other options that cannot be used."""
-    problems = []
-    if valid_every == 1 or valid_every < 0:
-        what = f"--valid-every {valid_every}: must be 2 or more, or 0 for no validation text"
-        problems.append(Problem(what))
-    for name, value in at_least_one.items():
-        if value < 1:
-            problems.append(Problem(f"--{name.replace('_', '-')} {value}: must be 1 or more"))
-    if problems:
-        raise UserError(problems)
 
 
 def _up_to_date(

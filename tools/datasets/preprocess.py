@@ -30,9 +30,10 @@ from tools.datasets.encoding import (
     facts_of,
     use_threads,
 )
+from tools.datasets.options import VALID_EVERY, check_numbers
 from tools.datasets.output import OutputFolder, Prepared
 from tools.datasets.parts import write_parts
-from tools.datasets.preparing import VALID_EVERY, Made, check_numbers
+from tools.datasets.preparing import Made
 from tools.datasets.preparing import prepare as prepare_folder
 
 DOCUMENTS_PER_PART = 10_000

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from flagscale.checks.model_folder import folder_violations, inputs_of, is_path
+from flagscale.checks.pretrained import is_huggingface
 from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.engines.lm_eval.catalog import harness_catalog
 from flagscale.engines.lm_eval.reading import Reading, read
-from flagscale.engines.lm_eval.sources import is_model
 from flagscale.engines.services import runner_problems
 from flagscale.errors import Problem, UserError
 from flagscale.formats import count
@@ -93,7 +92,7 @@ def _models(found: Reading) -> list[dict[str, Any]]:
     if found.is_served:
         return []
     # Megatron's checkpoints are verified where they are converted.
-    folders = [one for one in found.checkpoints.folders if is_model(Path(one))]
+    folders = [one for one in found.checkpoints.folders if is_huggingface(one)]
     if pretrained := args.get("pretrained"):
         folders.append(str(pretrained))
     return [inputs_of({"model": one, "tokenizer": args.get("tokenizer")}) for one in folders]

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks.lora import trains_adapters
+from flagscale.checks.pretrained import is_huggingface
 from flagscale.errors import Violation, nearest, short
 from flagscale.run.checkpoints import TRACKER, folder_of, newest, read_arguments
-from flagscale.run.manifest import FOLDER
+from flagscale.run.manifest import iteration_of
 from flagscale.run.rundir import RunDir
 
 COMPLETIONS, CHAT = "local-completions", "local-chat-completions"
@@ -136,7 +137,8 @@ def checkpoint_violations(checkpoints: CheckpointChoice) -> Iterator[Violation]:
         elif single and (checkpoints.iterations or checkpoints.all_iterations):
             yield "iterations", f"{folder} is a {single}, which has no iterations: remove the key"
         else:
-            stored = sorted(int(one.name[5:]) for one in folder.glob("iter_*") if one.name[5:].isdecimal())
+            named = (iteration_of(one.name) for one in folder.glob("iter_*"))
+            stored = sorted(one for one in named if one is not None)
             for one in checkpoints.iterations:
                 if not os.path.isdir(folder / folder_of(one)):
                     found = f"; there are {', '.join(map(str, stored))}" if stored else ""
@@ -156,14 +158,10 @@ def _holds_adapters(folder: Path) -> bool:
 
 def _single(folder: Path) -> str:
     """Return what a folder is if it holds a single model; "" if it is a folder of checkpoints."""
-    if is_model(folder):
+    if is_huggingface(folder):
         return "model folder"
-    return "checkpoint" if FOLDER.fullmatch(folder.name) or os.path.isfile(folder / ".metadata") else ""
-
-
-def is_model(folder: Path) -> bool:
-    """Return whether a folder holds a model in Hugging Face's format."""
-    return os.path.isfile(folder / "config.json")
+    is_checkpoint = iteration_of(folder.name) is not None or os.path.isfile(folder / ".metadata")
+    return "checkpoint" if is_checkpoint else ""
 
 
 def _has_checkpoints(folder: Path) -> bool:

@@ -10,20 +10,19 @@ from typing import Any
 from flagscale import platforms, registry
 from flagscale.checks.data import data_remarks, inputs_of
 from flagscale.checks.degrees import degrees
-from flagscale.checks.lora import PRETRAINED
 from flagscale.checks.megatron import remarks
 from flagscale.checks.pictures import ENERGON, has_pictures
-from flagscale.checks.pretrained import CONVERTED
 from flagscale.checks.sft import is_instruction_tuning
-from flagscale.checks.tracking import EXPERIMENT, RUN_FILE, RUN_NAME, URI
+from flagscale.checks.tracking import URI
 from flagscale.checks.worker import DATASETS, FORWARD_STEP, MODEL_CONFIG, with_defaults
 from flagscale.config.catalog import Catalog, load_catalog
-from flagscale.config.engine_args import EngineArguments, FlatKey, Unknown, flatten, render
+from flagscale.config.engine_args import EngineArguments, FlatKey, flatten, render
 from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.config.v060.translate import place_taken, translate_task
 from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero, mlflow, resume
+from flagscale.engines.megatron.defaults import defaults_of, folders_in, missing_keys
 from flagscale.engines.megatron.hetero import Hetero
 from flagscale.engines.megatron.program import TrainingProgram, read_program
 from flagscale.engines.megatron.rules import broken_rules, machine_of, with_ranks
@@ -46,7 +45,7 @@ def given_arguments(experiment: Experiment, names: Collection[str], source_map: 
     Raises:
         UserError: one of them cannot be read.
     """
-    read = _read(experiment.task, experiment.arguments, _defaults(experiment), source_map)
+    read = _read(experiment.task, experiment.arguments, defaults_of(experiment), source_map)
     if not read.arguments.is_complete or {*names} & read.arguments.unknown.keys():
         raise UserError(read.problems)
     return {name: read.arguments.values.get(name) for name in names}
@@ -69,7 +68,7 @@ class _Read:
 def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap) -> Job:
     """Return the training job; see `engines.base.Engine.build`."""
     group = experiment.task.type
-    read = _read(experiment.task, experiment.arguments, _defaults(experiment), source_map)
+    read = _read(experiment.task, experiment.arguments, defaults_of(experiment), source_map)
     arguments, meshes, catalog = read.arguments, read.meshes, read.catalog
     problems = [*read.problems, *_rule_problems(read, hosts, group, source_map)]
     problems += _missing_chips(experiment, hosts, source_map)
@@ -170,7 +169,7 @@ def _missing_chips(experiment: Experiment, hosts: tuple[Host, ...], source_map: 
 
 def check(task: Task, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
     """Return the mistakes that do not depend on the hosts; see `engines.base.Engine.check`."""
-    read = _read(task, arguments, _folders(RunDir(Path("run"))), source_map)
+    read = _read(task, arguments, folders_in(RunDir(Path("run"))), source_map)
     return [*read.problems, *_rule_problems(read, None, task.type, source_map)]
 
 
@@ -180,7 +179,7 @@ def _read(task: Task, tree: Mapping[str, Any], defaults: Mapping[str, Any], sour
     flat_keys = _flat(task.type, tree, catalog, source_map, problems)
     flat_keys, secrets, notices = translate_task(flat_keys, source_map, problems)
     flat_keys, meshes = hetero.take(flat_keys, source_map, problems, notices)
-    flat_keys = [*_missing(defaults, flat_keys), *flat_keys]
+    flat_keys = [*missing_keys(defaults, flat_keys), *flat_keys]
     arguments = render(flat_keys, catalog, source_map, problems, may_have_others=program.has_mistake)
     arguments = replace(arguments, paths={**meshes.paths, **arguments.paths})
     return _Read(program, catalog, arguments, meshes, secrets, notices, problems)
@@ -232,55 +231,6 @@ def _takes_mapping(catalog: Catalog, name: str) -> bool:
         and not option.choices
         and option.type not in ("int", "float")
     )
-
-
-def _defaults(experiment: Experiment) -> dict[str, Any]:
-    """Return the run directory's folders and the run's name, for keys that the task level does not have."""
-    run_dir = RunDir(experiment.exp_dir)
-    return {
-        **_folders(run_dir),
-        "wandb_save_dir": run_dir.path,
-        "wandb_exp_name": experiment.name,
-        "trace_dir": run_dir.traces,
-        EXPERIMENT: experiment.name,
-        RUN_NAME: experiment.name,
-        RUN_FILE: run_dir.mlflow_run,
-    }
-
-
-def _folders(run_dir: RunDir) -> dict[str, Any]:
-    return {
-        "save": run_dir.checkpoints,
-        "load": run_dir.checkpoints,
-        "tensorboard_dir": run_dir.tensorboard,
-        "metrics_file": run_dir.metrics,
-        CONVERTED: run_dir.converted,
-    }
-
-
-_ONLY_WITH = {
-    "wandb_save_dir": "wandb_project",
-    "wandb_exp_name": "wandb_project",
-    "trace_dir": "profile",
-    CONVERTED: PRETRAINED,
-    **dict.fromkeys((EXPERIMENT, RUN_NAME, RUN_FILE), URI),
-}
-"""Keys whose default is passed on only if another key is set."""
-
-
-def _missing(defaults: Mapping[str, Any], flat_keys: list[FlatKey]) -> list[FlatKey]:
-    """Return the defaults that apply, unless the task level sets others (or `null`).
-
-    A job that saves elsewhere also resumes from there: the engine would overwrite what it does not load.
-    """
-    named = {flat_key.name: flat_key.value for flat_key in flat_keys}
-    values = {**defaults, "load": named.get("save") or defaults["load"]}
-    known = {name for name, value in named.items() if value and value is not Unknown.VALUE}
-    return [
-        FlatKey(name, value if value is Unknown.VALUE else str(value), name)
-        for name, value in values.items()
-        if name not in named and (name not in _ONLY_WITH or _ONLY_WITH[name] in known)
-    ]
 
 
 def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -> str:

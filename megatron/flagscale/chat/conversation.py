@@ -12,15 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flagscale.checks.messages import NO_PLACE, TEMPLATE, ConversationError
+from flagscale.checks.messages import ASSISTANT, NO_PLACE, TEMPLATE, ConversationError, Message
 from flagscale.errors import first_line
 from megatron.flagscale.chat.frames import (
-    ASSISTANT,
     MARK,
     MARKS,
     Answer,
     Frame,
-    Message,
     RenderedText,
     Span,
     after_last,

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-ASSISTANT = "assistant"
-Message = dict[str, Any]
+from flagscale.checks.messages import ASSISTANT, Message
+
 Span = tuple[int, int]
 # Characters for private use, which no conversation contains.
 _MARK = "\ue0f0{}\ue0f1"

@@ -25,6 +25,7 @@ from flagscale.checks.recorded import (
 from flagscale.checks.resume import Saved, resume_notices, resume_violations
 from flagscale.checks.vocabulary import tokenizer_of
 from flagscale.errors import Problem, UserError
+from flagscale.formats import option_of
 from flagscale.run.checkpoints import read_arguments, write_arguments
 
 _READ = (
@@ -79,5 +80,5 @@ def compare(
     values, now = (stored, record_of(args)) if stored else (record(common), vars(args))
     saved = Saved(name, values, resumes, is_base)
     if wrong := list(resume_violations(saved, now)):
-        raise UserError(Problem(what, f"--{dest.replace('_', '-')}") for dest, what in wrong)
+        raise UserError(Problem(what, option_of(dest)) for dest, what in wrong)
     return [what for _, what in resume_notices(saved, now)]

@@ -19,6 +19,7 @@ from flagscale.checks.pretrained import CONFIG, CONVERTED, is_huggingface
 from flagscale.checks.resume import Saved, resume_violations
 from flagscale.errors import Problem, UserError
 from flagscale.files import locked
+from flagscale.formats import option_of
 from flagscale.run.checkpoints import RELEASE, tracked
 from flagscale.run.manifest import fault_of
 from megatron.flagscale.supervision import heartbeat
@@ -30,7 +31,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 def add_conversion_args(group: argparse._ArgumentGroup) -> None:
     """Add `--converted-dir`."""
     group.add_argument(
-        f"--{CONVERTED.replace('_', '-')}",
+        option_of(CONVERTED),
         metavar="FOLDER",
         help="Where the conversion is kept if --pretrained-checkpoint is a Hugging Face folder. It is used "
         "again until a file of that folder changes.",
@@ -62,7 +63,7 @@ def _compare(source: Path, values: dict[str, Any]) -> None:
     is_base = trains_adapters(values)
     saved = Saved(str(source / CONFIG), arguments_in(source), False, is_base, is_huggingface=True)
     if wrong := [*resume_violations(saved, values)]:
-        raise UserError(Problem(what, f"--{dest.replace('_', '-')}") for dest, what in wrong)
+        raise UserError(Problem(what, option_of(dest)) for dest, what in wrong)
 
 
 def place_of(source: Path, directory: Path) -> Path:

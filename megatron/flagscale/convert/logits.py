@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from flagscale.errors import Problem, UserError
+from flagscale.formats import option_of
 from megatron.flagscale.convert.families.llava import class_of
 from megatron.flagscale.convert.megatron_args import task_arguments
 from megatron.flagscale.convert.model import Model
@@ -104,7 +105,7 @@ def _argv(arguments: Mapping[str, Any], tokens: torch.Tensor) -> list[str]:
     argv: list[str] = []
     for name, value in {**arguments, **data, **steps}.items():
         if value is not None and name not in _LEFT_OUT:
-            option = f"--{name.replace('_', '-')}"
+            option = option_of(name)
             argv += [option] if value is True else [option, str(value)]
     return argv
 

@@ -12,6 +12,7 @@ import torch
 from flagscale.checks.stored_tensors import Stored
 from flagscale.checks.weight_files import weights_of
 from flagscale.errors import Problem, UserError, short
+from flagscale.formats import option_of
 from flagscale.vision.arguments import FITS, FLAT, UNPAD, arguments_of, vision_of
 from flagscale.vision.tiling import Vision
 from flagscale.vision.tower import TOWERS
@@ -124,6 +125,6 @@ def _vision(arguments: Mapping[str, Any], wanted: Wanted) -> Vision:
     try:
         return vision_of({**usual, **arguments, **tiling})
     except UserError as error:
-        options = {name: f"--{name.replace('_', '-')}" for name in tiling}
+        options = {name: option_of(name) for name in tiling}
         found = [Problem(one.what, options.get(one.where, one.where), one.hint) for one in error.problems]
         raise UserError(found) from None

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.pretrained import is_huggingface
 from flagscale.errors import Problem, UserError
+from flagscale.run.manifest import candidates, iteration_of
 
 _LIMIT = 30.0
 """Seconds that a server has to list its models."""
-_ITERATION = "iter_"
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,9 @@ def models_of(arguments: Namespace) -> list[Model]:
 
 def _in_folder(folder: str, arguments: Namespace) -> Iterator[Model]:
     path = Path(folder)
-    if (path / "config.json").is_file():
+    if is_huggingface(path):
         yield Model(path.name, folder)
         return
-    from flagscale.run.manifest import candidates
     from megatron.flagscale.convert.checkpoints import find_checkpoint
 
     if arguments.iterations == ["all"]:
@@ -78,7 +78,7 @@ def _in_folder(folder: str, arguments: Namespace) -> Iterator[Model]:
         if problems:
             raise UserError(problems)
     for checkpoint in found:
-        yield Model(checkpoint.name, str(checkpoint), _iteration_of(checkpoint), is_checkpoint=True)
+        yield Model(checkpoint.name, str(checkpoint), iteration_of(checkpoint.name), is_checkpoint=True)
 
 
 def tokenizer_of(arguments: Namespace) -> Path | None:
@@ -104,11 +104,6 @@ def _check_convertible(models: list[Model], tokenizer: Path | None, is_tokenizer
             problems.append(Problem("no tokenizer is stored with this checkpoint", str(folder), hint))
     if problems:
         raise UserError(problems)
-
-
-def _iteration_of(checkpoint: Path) -> int | None:
-    number = checkpoint.name.removeprefix(_ITERATION)
-    return int(number) if checkpoint.name != number and number.isdecimal() else None
 
 
 def _with_names(models: list[Model]) -> list[Model]:

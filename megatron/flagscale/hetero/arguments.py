@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flagscale.checks.hetero.layout import HeteroLayout
 from flagscale.checks.hetero.rules import mesh_violations
 from flagscale.errors import UserError
+from flagscale.formats import option_of
 from megatron.flagscale.checks import worker_problems
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _own_words(argv: Sequence[str], own: dict[str, Any]) -> list[str]:
     """Append a rank's own values, so that they override those for all; a flag is removed if it is not set."""
     words = [word for word in argv if word != "--sequence-parallel"]
     for name, value in own.items():
-        flag = f"--{name.replace('_', '-')}"
+        flag = option_of(name)
         if name != "sequence_parallel":
             words += [flag, str(value)]
         elif value:

@@ -18,6 +18,7 @@ from typing import Any
 
 from flagscale.checks.tracking import RUN_FILE
 from flagscale.files import write_atomic
+from flagscale.formats import option_of
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 """MLflow's words for how a run ended."""
@@ -82,7 +83,7 @@ def mark_ended(argv: Sequence[str], status: str) -> None:
 
     A server that does not answer within 5 seconds keeps the run as it is, which is printed.
     """
-    option = f"--{RUN_FILE.replace('_', '-')}"
+    option = option_of(RUN_FILE)
     places = [at for at, word in enumerate(argv[:-1]) if word == option]
     run = _read(Path(argv[places[-1] + 1])) if places else None
     if run is None or (run.host, run.agent) != (socket.gethostname(), os.getpid()):
@@ -102,19 +103,20 @@ def _marked(run: Entry, status: str) -> str:
             client.set_terminated(run.run_id, status=status)
             faults.clear()
         except Exception as error:  # whatever the client raises must not change how the agent ends
-            faults[:] = [_text(error)]
+            faults[:] = [error_text(error)]
 
     try:
         client = client_of(run.tracking_uri)  # importing it may take longer than the request
     except Exception as error:
-        return _text(error)
+        return error_text(error)
     thread = threading.Thread(target=mark, args=(client,), daemon=True)
     thread.start()
     thread.join(_TO_MARK)
     return faults[0] if faults else ""
 
 
-def _text(error: Exception) -> str:
+def error_text(error: Exception) -> str:
+    """Return what the client has raised as one line, which is not too long for a log."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks.tracking import EXPERIMENT, RUN_FILE, RUN_NAME, URI
-from megatron.flagscale.metrics.mlflow_entry import FINISHED, KILLED, Target, begin, client_of
+from flagscale.formats import option_of
+from megatron.flagscale.metrics.mlflow_entry import FINISHED, KILLED, Target, begin, client_of, error_text
 
 _EVERY, _AFTER_FAILURE, _AT_END = 2.0, 30.0, 15.0
 """Seconds between two batches, after one that failed, and for the rest at the end of the training."""
@@ -39,7 +40,7 @@ def add_tracking_args(group: argparse._ArgumentGroup) -> None:
         (RUN_NAME, "The run's name in MLflow."),
         (RUN_FILE, "Holds the id of the run in MLflow, with which a run that resumes continues it."),
     ):
-        group.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=meaning)
+        group.add_argument(option_of(name), metavar="TEXT", help=meaning)
 
 
 class Tracking:
@@ -88,7 +89,7 @@ class Tracking:
                     )
                 pause = _EVERY
             except Exception as error:  # whatever its client raises must not end the training
-                self._report(f"{type(error).__name__}: {error}")
+                self._report(error)
                 pause = _AFTER_FAILURE
             if is_last:
                 return
@@ -113,12 +114,12 @@ class Tracking:
                 self._waiting.extendleft(reversed(batch))
                 raise
 
-    def _report(self, what: str) -> None:
+    def _report(self, error: Exception) -> None:
         if not self._has_reported:
             self._has_reported = True
-            why = " ".join(what.split())[:300]
+            what = f"MLflow at {self._target.uri}: {error_text(error)}"
             rest = "the training continues, and metrics.jsonl has all figures"
-            print(f"flagscale: MLflow at {self._target.uri}: {why}; {rest} (reported once)", flush=True)
+            print(f"flagscale: {what}; {rest} (reported once)", flush=True)
 
 
 def tracking_of(args: Any, parameters_of: Callable[[Any], Mapping[str, Any]]) -> Tracking | None:

@@ -39,13 +39,8 @@ class Tally:
             self.named.append(LeftOut(where, error.reason, str(error)))
 
     @property
-    def mistakes(self) -> int:
-        """The number of conversations that are left out without having been asked to."""
-        return self.left_out.total() - self.left_out[TOO_LONG]
-
-    @property
     def mistaken(self) -> list[LeftOut]:
-        """Those conversations, in order."""
+        """The conversations that are left out without having been asked to, in order."""
         return [one for one in self.named if one.reason != TOO_LONG]
 
     def as_json(self) -> dict[str, Any]:
