@@ -58,7 +58,9 @@ class BackgroundDecoder(PictureDecoder):
 
     @cached_property
     def _picture_thread(self) -> Thread:
-        if self.device.type == "cpu":
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu():
             use_torch(self.model_runner.get_model().model.vqmodel)
         return Thread()
 
