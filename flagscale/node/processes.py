@@ -98,6 +98,20 @@ def of_service(run_id: str, rank: int, name: str) -> set[psutil.Process]:
     return set(filter(belongs, of_run(run_id, rank)))
 
 
+def listen(members: Iterable[psutil.Process], port: int) -> bool:
+    """Return whether one of the processes listens on a TCP port; True if the system does not tell."""
+    for process in members:
+        try:
+            connections = process.net_connections("tcp")
+        except psutil.NoSuchProcess:
+            continue  # ended meanwhile
+        except psutil.Error:
+            return True
+        if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections):
+            return True
+    return False
+
+
 def end(
     find: Callable[[], set[psutil.Process]], grace: float, may_miss: Callable[[], bool] = lambda: True
 ) -> list[psutil.Process]:

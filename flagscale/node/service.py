@@ -15,10 +15,11 @@ from http import HTTPStatus
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 from flagscale.errors import UserError
 from flagscale.linux import die_with, oom_kills
-from flagscale.node import health
+from flagscale.node import health, processes
 from flagscale.node.devices import device_environment
 from flagscale.node.instances import kind_of
 from flagscale.run.env import PROGRESS_FILE, SERVICE
@@ -56,6 +57,7 @@ class ServiceMonitor:
             restarts: how often it was started before; its log then goes on.
         """
         self.service = service
+        self._members = partial(processes.of_service, plan.run_id, node.host.rank, service.name)
         self.kind = kind_of(service, plan.services)
         files, host = RunDir(Path(plan.exp_dir)), node.host
         serves = plan.task_type == "serve"
@@ -211,6 +213,11 @@ class ServiceMonitor:
         """Update the state of a server, which is starting until it answers for the first time."""
         begun = time.monotonic()
         status = health.check(self.service.url)
+        if status and not self.has_answered and self._is_another():
+            self.kill(
+                f"was killed: another process answers at {self.service.url}; end it, or use another port"
+            )
+            return
         self.goes_on = status == HTTPStatus.OK
         is_silent = not self.goes_on and not (status and self.kind == "router")
         self._silent_since = (self._silent_since or begun) if is_silent else None
@@ -226,6 +233,14 @@ class ServiceMonitor:
                 self._loaded(health.load(self.service.url), begun)
         elif self.has_answered:
             self.enter("unhealthy")
+
+    def _is_another(self) -> bool:
+        """Return whether it is another process that answers at the service's address.
+
+        vLLM binds its port at once, but listens once the model is loaded: before, the port looks free.
+        """
+        port = urlsplit(self.service.url).port or 0
+        return not processes.listen(self._members(), port) and self.code is None
 
     def _loaded(self, load: health.Load | None, begun: float) -> None:
         before, self._last_load = self._last_load, load

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
 
 import psutil
 import pytest
 
-from flagscale.node import processes
+from flagscale.node import health, processes
 from flagscale.node.devices import device_environment
 from flagscale.remote import launcher
 from flagscale.run.rundir import RunDir
@@ -94,6 +96,25 @@ def test_a_job_runs_once_all_servers_have_answered(
     assert job.is_gone()
     assert current_status(job.plan).phase == "stopped"
     assert [state.phase for state in states(job.plan)] == ["stopped", "stopped"]
+
+
+def test_a_server_is_not_ready_because_another_one_answers_on_its_port(services: Programs) -> None:
+    job = services(["late:60"])
+    url = job.plan.nodes[0].services[0].url
+    other = subprocess.Popen([sys.executable, "-S", str(SERVER), url.rpartition(":")[2]])
+    try:
+        wait_for(lambda: health.check(url) == HTTPStatus.OK, 20)
+        job.start()
+        wait_for(lambda: job.state().phase == "failed", 20)
+    finally:
+        other.kill()
+        other.wait()
+    failure = job.state().failure
+    assert failure is not None
+    assert failure.message == (
+        f"`one.0` was killed: another process answers at {url}; end it, or use another port"
+    )
+    assert [(state.phase, state.requests_running) for state in states(job.plan)] == [("failed", None)]
 
 
 def test_a_killed_server_ends_all_of_them(services: Programs, decoys: list[psutil.Process]) -> None:
