@@ -1,6 +1,6 @@
 """The seam to lm-evaluation-harness 0.4.13: the parser of its command `lm-eval run`, and its settings.
 
-The names with an underscore are the harness's own; `tests/worker/test_evaluation.py` notices if they move.
+The names with an underscore are the harness's own; `tests/worker/evaluation/` notices if they move.
 """
 
 from __future__ import annotations
