@@ -1,37 +1,27 @@
-"""One process of a service: start it, read its output, check its health and progress."""
+"""One process of a service: start it, check its health and progress, and say why it ended."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import urlsplit
 
-from flagscale.errors import UserError
 from flagscale.linux import die_with, oom_kills
 from flagscale.node import health, processes
 from flagscale.node.devices import device_environment
 from flagscale.node.instances import kind_of
+from flagscale.node.service_log import ServiceLog
 from flagscale.run.env import PROGRESS_FILE, SERVICE
-from flagscale.run.failure import (
-    Failure,
-    first_exception,
-    for_lack_of_memory,
-    how_it_ended,
-    mistakes,
-    signal_name,
-)
-from flagscale.run.logs import read_piece
+from flagscale.run.failure import Failure, for_lack_of_memory, how_it_ended, signal_name
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import OVER, ServicePhase, ServiceState
 from flagscale.values import LaunchPlan, NodeCommand, Service
@@ -41,10 +31,6 @@ _LOOK = 1.0
 _LOOK_AT_START = 0.25
 """The same for a server that has not answered yet."""
 _LONGEST_LINE = 300
-_SHOWN_LINES = 20
-_SHOWN_BYTES = 64 << 10
-_SEARCHED = 4 << 20
-"""Bytes of a log that are searched for its first exception."""
 
 
 class ServiceMonitor:
@@ -61,7 +47,7 @@ class ServiceMonitor:
         self.kind = kind_of(service, plan.services)
         files, host = RunDir(Path(plan.exp_dir)), node.host
         serves = plan.task_type == "serve"
-        self._log = files.service_log(host, service.name)
+        self._log = ServiceLog(files.service_log(host, service.name), service.name, restarts)
         self._progress = files.service_progress(host, service.name)
         self._lock = Lock()
         self._last_load: health.Load | None = None
@@ -76,14 +62,7 @@ class ServiceMonitor:
         """Whether a server was found healthy."""
         self.goes_on = not service.url
         """Whether it was found working at the last check; a server has to answer for that."""
-        self._log.parent.mkdir(parents=True, exist_ok=True)
         self._progress.unlink(missing_ok=True)
-        if restarts:
-            with suppress(OSError), self._log.open("ab") as log:  # a full disk does not prevent a restart
-                log.write(f"=== restart {restarts} of {service.name}\n".encode())
-        else:
-            self._log.write_bytes(b"")
-        self._searched_from = self._log.stat().st_size
         self.process = subprocess.Popen(
             service.argv,
             env={
@@ -112,8 +91,8 @@ class ServiceMonitor:
         )
         # Its name precedes each of its lines if there are several.
         prefix = f"[{service.name}] " if len(node.services) > 1 else ""
-        self._pump = Thread(target=self._pass_on, args=(prefix.encode(),), daemon=True)
-        self._pump.start()
+        assert self.process.stdout is not None
+        self._log.read(self.process.stdout, prefix, self._show)
         looking = self._look_at_server if service.url else self.look_at_progress
         if service.url or not serves:
             Thread(target=self._repeat, args=(looking,), daemon=True).start()
@@ -145,32 +124,22 @@ class ServiceMonitor:
 
     def failure(self) -> Failure:
         """Return how the service ended, and why if its output says so."""
-        self._pump.join(_LOOK)  # its last output explains its end
+        self._log.wait_for_end(_LOOK)  # its last output explains its end
         code = self.code or 0
         name = signal_name(code)
-        found = None if name else self._cause(code)
-        last = self._printed(-_SHOWN_BYTES, _SHOWN_BYTES).splitlines()[-_SHOWN_LINES:]
+        found = None if name else self._log.cause(code)
         how = self._why_killed or f"{how_it_ended(code)}{f': {found[0]}' if found else ''}"
         failure = Failure(
             message=f"`{self.service.name}` {how}",
             pid=self.process.pid,
             exitcode=code,
             signal=name,
-            traceback="" if name else found[1] if found else "\n".join(last),
-            log=str(self._log),
+            traceback="" if name else found[1] if found else self._log.last_lines(),
+            log=str(self._log.path),
             time=time.time(),
         )
         ran_out = oom_kills() > self._kills and not self._why_killed
         return for_lack_of_memory(failure) if ran_out else failure
-
-    def _cause(self, code: int) -> tuple[str, str] | None:
-        """Return (the cause, more about it) as far as the service has printed it."""
-        if code == UserError.exit_code:
-            size = read_piece(self._log, 0, 0)[1]
-            said = mistakes(self._printed(max(self._searched_from, size - _SEARCHED), _SEARCHED))
-            if said:
-                return said[0], "\n".join(said[1:])
-        return first_exception(self._printed(self._searched_from, _SEARCHED))
 
     def look_at_progress(self) -> None:
         """Read the progress that a service reports in its file."""
@@ -182,26 +151,9 @@ class ServiceMonitor:
         self.enter("running")
         self._change(**figures)
 
-    def _printed(self, position: int, size: int) -> str:
-        return read_piece(self._log, position, size)[0].decode(errors="replace")
-
-    def _pass_on(self, prefix: bytes) -> None:
-        """Read the service's output until it ends: a full pipe would block the service."""
-        assert self.process.stdout is not None
-        is_full = False
-        with self._log.open("ab", buffering=0) as log:
-            for line in self.process.stdout:
-                try:
-                    _write(log, line)
-                    _write(sys.stdout.buffer, prefix + line)
-                    is_full = False
-                except OSError as error:
-                    if not is_full:
-                        print(f"flagscale: output of services is lost: {error}", file=sys.stderr)
-                    is_full = True
-                shown = line.decode(errors="replace").strip()[:_LONGEST_LINE]
-                if shown and self.state.phase in ("starting", "restarting"):
-                    self._change(last_line=shown)
+    def _show(self, line: str) -> None:
+        if self.state.phase in ("starting", "restarting"):
+            self._change(last_line=line[:_LONGEST_LINE])
 
     def _repeat(self, look: Callable[[], None]) -> None:
         while self.code is None:
@@ -225,8 +177,7 @@ class ServiceMonitor:
         if self.goes_on:
             self._kills = oom_kills()
             if not self.has_answered:
-                # Its output so far contains no fatal errors.
-                self._searched_from = self._log.stat().st_size
+                self._log.ignore_errors_so_far()
             self.has_answered = True
             self.enter("ready")
             if self.kind != "router":  # the load of a router is that of its instances
@@ -266,8 +217,3 @@ class ServiceMonitor:
 
 def _since(begin: float | None) -> float:
     return 0.0 if begin is None else time.monotonic() - begin
-
-
-def _write(file: BinaryIO, line: bytes) -> None:
-    file.write(line)
-    file.flush()
