@@ -62,6 +62,7 @@ def write_tasks(folder: Path) -> Path:
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(data)}},
         "test_split": "test",
+        "fewshot_split": "test",
         "doc_to_text": "{{q}}",
     }
     choice = {

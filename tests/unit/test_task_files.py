@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +86,34 @@ def test_tasks_and_folders_that_do_not_exist(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (found,) = mistakes(tmp_path, {**keys, "include_path": str(tmp_path / "empty")})
     assert found.endswith("no .yaml file in it has a `task` or a `group`")
+
+
+@pytest.mark.parametrize(
+    ("keys", "in_file", "is_refused"),
+    [
+        ({"num_fewshot": 2}, {}, True),
+        ({}, {"num_fewshot": 2}, True),
+        ({"num_fewshot": 2}, {"num_fewshot": 1, "fewshot_config": {"sampler": "first_n"}}, True),
+        ({}, {}, False),
+        ({"num_fewshot": 0}, {"num_fewshot": 2}, False),
+        ({"num_fewshot": 2}, {"num_fewshot": 0}, False),
+        ({"num_fewshot": 2}, {"fewshot_split": "test"}, False),
+        ({"num_fewshot": 2}, {"fewshot_config": {"split": "test"}}, False),
+        ({"num_fewshot": 2}, {"fewshot_config": {"samples": [{"q": "a"}]}}, False),
+        ({"num_fewshot": 2}, {"training_split": "train"}, False),
+        ({"num_fewshot": 2}, {"validation_split": "validation", "test_split": None}, False),
+    ],
+)
+@pytest.mark.parametrize("name", ["mine", "mi*", ""])
+def test_a_question_is_no_example_of_itself(
+    tmp_path: Path, keys: dict[str, Any], in_file: dict[str, Any], is_refused: bool, name: str
+) -> None:
+    file = write_task(tmp_path / "tasks", **{"test_split": "test", **in_file})
+    where = {"tasks": [name], "include_path": str(file.parent)} if name else {"tasks": [str(file)]}
+    found = mistakes(tmp_path, {"model_args": {"pretrained": "a/b"}, **where, **keys})
+    assert [one.partition(": ")[0] for one in found] == ["evaluate.tasks"] * is_refused
+    if is_refused:
+        assert "may be the asked question itself | give `fewshot_split`" in found[0]
 
 
 def test_a_chat_server_cannot_run_a_task_that_needs_probabilities(tmp_path: Path) -> None:

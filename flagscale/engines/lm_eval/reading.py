@@ -99,6 +99,13 @@ def read(
     if values["model"] == CHAT and (scored := tasks.needing_probabilities):
         what = f"{', '.join(scored)}: a chat server does not return the probabilities of given answers"
         report("model", what, f"use `{COMPLETIONS}`")
+    if shown := tasks.showing_answers(values["num_fewshot"]):
+        what = (
+            f"{', '.join(shown)}: its examples come from `test_split`, and may be the asked question itself"
+        )
+        report(
+            "tasks", what, "give `fewshot_split` in the file: with the same split, the asked one is left out"
+        )
     argv = (*_passed_on(found), *_template_words(values[_TEMPLATE]))
     return Reading(values, argv, values["model_args"], checkpoints, tasks, found.texts)
 

@@ -31,6 +31,10 @@ class TaskFile:
     """Whether the model has to return the probabilities of given texts, which a chat endpoint cannot."""
     is_local: bool = False
     """Whether its data are local files."""
+    num_fewshot: int | None = None
+    """The number of examples that the file itself asks for."""
+    asks_its_examples: bool = False
+    """Whether the examples in a prompt are drawn from the questions, and may be the one that is asked."""
     problems: tuple[str, ...] = ()
 
 
@@ -72,6 +76,8 @@ def read_task_file(path: Path, cwd: Path = Path()) -> TaskFile:
         path,
         names=(*named, *_texts(tags)),
         needs_probabilities=config.get("output_type", "generate_until") != "generate_until",
+        num_fewshot=count if type(count := config.get("num_fewshot")) is int else None,
+        asks_its_examples=_asks_its_examples(config),
         is_local=config.get("dataset_path") in _LOCAL_READERS and not any("://" in file for file in files),
         problems=(
             *wrong,
@@ -82,6 +88,19 @@ def read_task_file(path: Path, cwd: Path = Path()) -> TaskFile:
             ),
         ),
     )
+
+
+def _asks_its_examples(config: Mapping[str, Any]) -> bool:
+    """Return what `TaskFile.asks_its_examples` says.
+
+    With no other source, the harness (0.4.13) draws examples from `test_split`. It leaves out the question
+    that is asked only if `fewshot_split` names the same split (`api/task.py`, `fewshot_context`).
+    """
+    own = config.get("fewshot_config")
+    own = own if isinstance(own, Mapping) else {}
+    splits = ("training_split", "validation_split", "fewshot_split")
+    sources = [*(config.get(name) for name in splits), own.get("split"), own.get("samples")]
+    return config.get("test_split") is not None and all(one is None for one in sources)
 
 
 def _wrong_keys(config: Mapping[str, Any]) -> Iterator[str]:

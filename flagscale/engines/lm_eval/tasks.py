@@ -35,8 +35,21 @@ class TaskChoice:
         """The user's tasks that a chat endpoint cannot run."""
         return [name for name in self.wanted if any(one.needs_probabilities for one in self._of(name))]
 
+    def showing_answers(self, num_fewshot: int | None) -> list[str]:
+        """Return the user's tasks that may show the asked question, with its answer, as an example.
+
+        Args:
+            num_fewshot: number of examples, which counts unless a file asks for 0; None: that of the file.
+        """
+
+        def shows(file: TaskFile) -> bool:
+            counts = num_fewshot is not None and file.num_fewshot != 0
+            return bool(num_fewshot if counts else file.num_fewshot) and file.asks_its_examples
+
+        return [name for name in self.wanted if any(map(shows, self._of(name)))]
+
     def _of(self, name: str) -> list[TaskFile]:
-        return [one for one in self.files if name in one.names or Path(name) == one.path]
+        return [one for one in self.files if fnmatch.filter(one.names, name) or Path(name) == one.path]
 
 
 def read_tasks(wanted: list[str], include_path: str, is_here: bool, report: Report) -> TaskChoice:

@@ -77,6 +77,6 @@ def test_a_server_that_does_not_answer_or_serves_another_model(
         return ("--model", "local-completions", "--model_args", json.dumps(args), "--tokenizer", str(model))
 
     assert evaluate(*words(server, "other")) == 2
-    assert "does not serve `other` (model_args.model) served: tiny" in capsys.readouterr().out
+    assert "does not serve `other` (model_args.model); served: tiny" in capsys.readouterr().out
     assert evaluate(*words("http://127.0.0.1:1", "tiny")) == 2
     assert "http://127.0.0.1:1/v1/models cannot be read: " in capsys.readouterr().out
