@@ -132,4 +132,7 @@ def test_a_folder_in_vllm(folder: Path, samples: Callable[..., list[Any]]) -> No
     args = {"pretrained": f"{folder}/tiny", "dtype": "float32", "enforce_eager": True, "max_model_len": 64}
     own = {"model": "vllm", "model_args": args}
     assert close_to(expected.choices(bos=True), samples("local_choice", **own))
-    assert [one for (one,) in samples("local_answer", **own)] == expected.answers()
+    answers = [one for (one,) in samples("local_answer", **own)]
+    assert answers != expected.answers(), "lm_eval 0.4.13 keeps special tokens in the answers of vLLM"
+    without = {**own, "gen_kwargs": {"skip_special_tokens": True}}
+    assert [one for (one,) in samples("local_answer", **without)] == expected.answers()

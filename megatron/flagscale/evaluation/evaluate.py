@@ -22,6 +22,7 @@ from flagscale.run.failure import MISTAKE
 from megatron.flagscale.evaluation.harness import call_arguments, run_parser, settings_of
 from megatron.flagscale.evaluation.harness_log import counted_warnings
 from megatron.flagscale.evaluation.models import (
+    accept_cpu_build,
     huggingface_folder,
     models_of,
     register_aquila,
@@ -131,6 +132,8 @@ def _results(
     if settings.model == "hf":
         register_aquila()
         shared["device"] = settings.device
+    elif settings.model == "vllm":
+        accept_cpu_build()
     opened = get_model(settings.model).create_from_arg_obj(args, shared)
     progress.watch(opened, name)
     try:
