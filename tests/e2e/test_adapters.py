@@ -1,4 +1,4 @@
-"""An adapter as a training saves it is exported, and vLLM serves it with the README's command."""
+"""An adapter as a training saves it is exported, and vLLM serves it with one configuration."""
 
 from __future__ import annotations
 
