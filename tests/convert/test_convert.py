@@ -229,8 +229,9 @@ def test_logits_are_compared_without_what_the_folder_chooses(
     folder = Path(shutil.copytree(models("Qwen3") / "hf", tmp_path / "chosen"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **keys}))
-    (notice,) = re.findall(r"differ by (\S+)", convert(folder, tmp_path / "megatron", verify=True).notices[-1])
-    assert float(notice) < 2e-6  # rounding: not every processor adds in the same order
+    notice = convert(folder, tmp_path / "megatron", verify=True).notices[-1]
+    (difference,) = re.findall(r"differ by (\S+)", notice)
+    assert float(difference) < 2e-6  # rounding: not every processor adds in the same order
 
 
 def test_the_engine_is_not_imported(models: Models, tmp_path: Path) -> None:
