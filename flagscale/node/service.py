@@ -43,7 +43,7 @@ class ServiceMonitor:
             restarts: how often it was started before; its log then goes on.
         """
         self.service = service
-        self._members = partial(processes.of_service, plan.run_id, node.host.rank, service.name)
+        self._members = partial(processes.of_run, plan.run_id, node.host.rank, os.getpgrp())
         self.kind = kind_of(service, plan.services)
         files, host = RunDir(Path(plan.exp_dir)), node.host
         serves = plan.task_type == "serve"
@@ -165,7 +165,7 @@ class ServiceMonitor:
         """Update the state of a server, which is starting until it answers for the first time."""
         begun = time.monotonic()
         status = health.check(self.service.url)
-        if status and not self.has_answered and self._is_another():
+        if status and not self.has_answered and self.kind != "router" and self._is_another():
             self.kill(
                 f"was killed: another process answers at {self.service.url}; end it, or use another port"
             )
@@ -189,8 +189,11 @@ class ServiceMonitor:
         """Return whether it is another process that answers at the service's address.
 
         vLLM binds its port at once, but listens once the model is loaded: before, the port looks free.
+        A router listens, or fails, at once.
         """
         port = urlsplit(self.service.url).port or 0
+        # Those of the whole job: a program that changes its title, as vLLM does, overwrites the environment
+        # that names its service.
         return not processes.listen(self._members(), port) and self.code is None
 
     def _loaded(self, load: health.Load | None, begun: float) -> None:
