@@ -85,7 +85,7 @@ GOOD: list[tuple[int, dict[str, Any], str]] = [
     (4, {"tp": 2, "ep": 2, "etp": 1, "experts": 4, "sp": True}, "tp2 x dp2 x ep2"),
     (1, {"gbs": None}, "one rank"),
     (2, {"schedule": "0:4 1M:8", "gbs": None}, "dp2"),
-    (2, {"schedule": "0:4 1K:8", "gbs": None, "train_samples": 32}, "dp2"),
+    (2, {"schedule": "0:4 1K:8", "gbs": None, "train_iters": None, "train_samples": 32}, "dp2"),
     (3, {"gbs": 16, "decrease": True, "egbs": 18}, "dp3"),
     (2, {"egbs": 8}, "dp2"),
     (1, {"sp": True}, "one rank"),
