@@ -98,7 +98,7 @@ def of_service(run_id: str, rank: int, name: str) -> set[psutil.Process]:
     return set(filter(belongs, of_run(run_id, rank)))
 
 
-def listen(members: Iterable[psutil.Process], port: int) -> bool:
+def listen_on(port: int, members: Iterable[psutil.Process]) -> bool:
     """Return whether one of the processes listens on a TCP port; True if the system does not tell."""
     for process in members:
         try:

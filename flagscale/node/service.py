@@ -165,10 +165,10 @@ class ServiceMonitor:
         """Update the state of a server, which is starting until it answers for the first time."""
         begun = time.monotonic()
         status = health.check(self.service.url)
-        if status and not self.has_answered and self.kind != "router" and self._is_another():
-            self.kill(
-                f"was killed: another process answers at {self.service.url}; end it, or use another port"
-            )
+        # Asked once, at the first answer: it looks at all processes of the host.
+        if status == HTTPStatus.OK and not self.has_answered and self._is_another():
+            where = self.service.url
+            self.kill(f"was killed: another process answers at {where}; end it, or use another port")
             return
         self.goes_on = status == HTTPStatus.OK
         is_silent = not self.goes_on and not (status and self.kind == "router")
@@ -191,10 +191,12 @@ class ServiceMonitor:
         vLLM binds its port at once, but listens once the model is loaded: before, the port looks free.
         A router listens, or fails, at once.
         """
+        if self.kind == "router":
+            return False
         port = urlsplit(self.service.url).port or 0
         # Those of the whole job: a program that changes its title, as vLLM does, overwrites the environment
         # that names its service.
-        return not processes.listen(self._members(), port) and self.code is None
+        return not processes.listen_on(port, self._members()) and self.code is None
 
     def _loaded(self, load: health.Load | None, begun: float) -> None:
         before, self._last_load = self._last_load, load
