@@ -11,6 +11,7 @@ from flagscale.checks import lora
 from flagscale.checks.pictures import PARTS
 from flagscale.checks.recorded import record
 from flagscale.checks.resume import Saved, resume_notices, resume_violations
+from tests.unit.rules import Example
 
 MLA = {"multi_latent_attention": True, "q_lora_rank": 8, "swiglu": True}
 GOOD: dict[str, Any] = {
@@ -151,3 +152,10 @@ def test_a_link_to_the_folder_of_the_base_is_the_same_folder(tmp_path: Path) -> 
     folders = {"pretrained_checkpoint": f"{tmp_path}/base", "save": f"{tmp_path}/link"}
     ((name, _),) = lora.lora_violations(GOOD | folders)
     assert name == "save"
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_alpha_that_is_no_number_is_refused_once(value: float) -> None:
+    keys = {"transformer_impl": "torch", "lora_rank": 4, "pretrained_checkpoint": "base", "lora_alpha": value}
+    found = [one.what for one in Example(keys, "").report() if one.where == "train.lora_alpha"]
+    assert found == [f"`lora_alpha` must be a number, not {value}"]
