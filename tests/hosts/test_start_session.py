@@ -78,6 +78,7 @@ def test_the_supervisor_keeps_nothing_of_the_session(farm: LoopbackFarm, make_jo
         (farm.home / ".bashrc").unlink()
     wait_until(lambda: not sessions(farm), "the end of all sessions")
     for rank, host in enumerate(job.hosts):
+        job.agent_report(rank)  # written when its rank runs, which a start does not wait for
         supervisor, guard, engine = (job.member(rank, name) for name in ("supervisor", "guard", "engine"))
         assert f"supervise - {rank} {job.plan.run_id}" in command_line(supervisor)
         assert len(job.left(host)) == 4, "supervisor, guard, agent and rank"
@@ -112,6 +113,7 @@ def test_a_supervisor_without_state_and_plan_is_found_counted_and_stopped(
 ) -> None:
     job = make_job(farm, "rank", hosts=1, channel=None).start()
     (host,) = job.hosts
+    job.agent_report(0)
     for path in (job.files.path / "logs/pids").iterdir():
         path.unlink()
     (status,) = launcher.status(job.plan)
