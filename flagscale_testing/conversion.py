@@ -78,6 +78,9 @@ def _deepseek(**more: Any) -> dict[str, Any]:
     return {**whole, "rope_parameters": YARN, **more}
 
 
+_QWEN_MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+
+
 CASES = {
     "Aquila": Case(
         "Llama",
@@ -97,6 +100,10 @@ CASES = {
     "Qwen2, 2.5, tied": Case("Qwen2", {"tie_word_embeddings": True}),
     "Qwen3": Case("Qwen3", {"head_dim": 32}),
     "Qwen3, tied": Case("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "Qwen2-MoE": Case("Qwen2Moe", {**_QWEN_MOE, "shared_expert_intermediate_size": 56}, 2, EP2, "EP2"),
+    "Qwen3-MoE": Case(
+        "Qwen3Moe", {**_QWEN_MOE, "head_dim": 32, "norm_topk_prob": True}, 4, _CUT, "TP2 SP PP2 EP2"
+    ),
     "DeepSeek-V2": Case("DeepseekV2", _deepseek(routed_scaling_factor=16.0, **_GROUPS), 2, EP2, "EP2"),
     "DeepSeek-V2-Lite": Case("DeepseekV2", _deepseek(q_lora_rank=None), 4, _SPREAD, "TP2 SP PP2"),
     "DeepSeek-V3": Case(

@@ -42,6 +42,7 @@ def read_config(config: Mapping[str, Any], where: str, family: str | None = None
     def report(what: str) -> None:
         problems.append(Problem(what, where))
 
+    config = _with_usual_names(config, found, report)
     values = {**found.class_defaults, **config}
     rope = rope_values(config, found.class_defaults, report) if found.is_rotary else {}
     if found.is_rotary:
@@ -109,6 +110,16 @@ def _family(config: Mapping[str, Any], where: str, wanted: str | None) -> Family
         what = f"`model_type` is {model_type!r}, but {name} has {expected!r}"
         raise UserError([Problem(f"{what}: transformers follows the first, vLLM the second", where)])
     return named[0]
+
+
+def _with_usual_names(config: Mapping[str, Any], family: Family, report: Report) -> Mapping[str, Any]:
+    """Return the keys by the names that the family gives them."""
+    usual = {key: value for key, value in config.items() if key not in family.other_keys}
+    for other, key in family.other_keys.items():
+        if other in config and not same(usual.setdefault(key, config[other]), config[other]):
+            what = f"`{key}` is {short(usual[key])}, but `{other}`, which means the same, is"
+            report(f"{what} {short(config[other])}")
+    return usual
 
 
 def _names(family: Family, field: str) -> Iterable[str]:

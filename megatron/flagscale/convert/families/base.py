@@ -144,6 +144,8 @@ class Family:
     """Extents of this family, in addition to `EXTENTS`."""
     buffers: tuple[str, ...] = ()
     """Endings of the names of stored tensors to ignore, because they are computed from the configuration."""
+    other_keys: Mapping[str, str] = field(default_factory=dict)
+    """Further names that keys of `config.json` have in some versions of transformers -> their usual names."""
     other_forms: Mapping[str, str] = field(default_factory=dict)
     """Further architectures whose folders can be read as this family, with their `model_type`. A folder that
     another family calls its own is read as this one only on request."""

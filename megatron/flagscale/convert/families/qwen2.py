@@ -17,7 +17,7 @@ from megatron.flagscale.convert.families.decoder import (
 from megatron.flagscale.convert.families.joins import QKV
 from megatron.flagscale.convert.model import Model
 
-_BIASES = layer(
+BIASES = layer(
     "self_attention.linear_qkv.bias",
     "self_attn.q_proj.bias self_attn.k_proj.bias self_attn.v_proj.bias",
     "qkv",
@@ -25,7 +25,7 @@ _BIASES = layer(
 )
 
 
-def _as_vllm(head_dim: Any, model: Model) -> str:
+def as_vllm(head_dim: Any, model: Model) -> str:
     """Return "" if the head size is the one that vLLM 0.32 computes, which does not read the key."""
     computed = model.hidden // model.heads
     if model.head_dim == computed:
@@ -37,10 +37,10 @@ QWEN2 = llama_like(
     name="qwen2",
     architecture="Qwen2ForCausalLM",
     model_type="qwen2",
-    rows=(*FIRST, *ATTENTION, _BIASES, *MLP, *LAST),
+    rows=(*FIRST, *ATTENTION, BIASES, *MLP, *LAST),
     arguments={**ARGUMENTS, "add_qkv_bias": True},
     config={"hidden_act": "silu", "use_sliding_window": False},
     written={"sliding_window": None},
-    checks={"layer_types": full_attention, "head_dim": _as_vllm},
+    checks={"layer_types": full_attention, "head_dim": as_vllm},
     harmless=("sliding_window", "max_window_layers"),
 )

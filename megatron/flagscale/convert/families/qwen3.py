@@ -12,7 +12,7 @@ from megatron.flagscale.convert.families.decoder import (
     llama_like,
 )
 
-_NORMS = (
+NORMS = (
     layer("self_attention.q_layernorm.weight", "self_attn.q_norm.weight", "head"),
     layer("self_attention.k_layernorm.weight", "self_attn.k_norm.weight", "head"),
 )
@@ -21,7 +21,7 @@ QWEN3 = llama_like(
     name="qwen3",
     architecture="Qwen3ForCausalLM",
     model_type="qwen3",
-    rows=(*FIRST, *ATTENTION, *_NORMS, *MLP, *LAST),
+    rows=(*FIRST, *ATTENTION, *NORMS, *MLP, *LAST),
     arguments={**ARGUMENTS, "qk_layernorm": True},
     config={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
     written={"sliding_window": None},

@@ -16,6 +16,8 @@ BUILT_IN = {
     "mistral": f"{_HERE}.mistral:MISTRAL",
     "qwen2": f"{_HERE}.qwen2:QWEN2",
     "qwen3": f"{_HERE}.qwen3:QWEN3",
+    "qwen2_moe": f"{_HERE}.qwen2_moe:QWEN2_MOE",
+    "qwen3_moe": f"{_HERE}.qwen3_moe:QWEN3_MOE",
     "deepseek_v2": f"{_HERE}.deepseek_v2:DEEPSEEK_V2",
     "deepseek_v3": f"{_HERE}.deepseek_v3:DEEPSEEK_V3",
 }
