@@ -32,6 +32,12 @@ YARN = {
     "mscale": 0.7,
     "mscale_all_dim": 1.0,
 }
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
@@ -100,6 +106,7 @@ CASES = {
     "Qwen2, 2.5, tied": Case("Qwen2", {"tie_word_embeddings": True}),
     "Qwen3": Case("Qwen3", {"head_dim": 32}),
     "Qwen3, tied": Case("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "Qwen3, yarn": Case("Qwen3", {"head_dim": 32, "rope_parameters": _YARN, "max_position_embeddings": 256}),
     "Qwen2-MoE": Case("Qwen2Moe", {**_QWEN_MOE, "shared_expert_intermediate_size": 56}, 2, EP2, "EP2"),
     "Qwen3-MoE": Case(
         "Qwen3Moe", {**_QWEN_MOE, "head_dim": 32, "norm_topk_prob": True}, 4, _CUT, "TP2 SP PP2 EP2"

@@ -105,6 +105,33 @@ _QWEN3 = {
     "rope_scaling": None,
     "sliding_window": None,
 }
+_OF_EXPERTS = {
+    "decoder_sparse_step": 1,
+    "moe_intermediate_size": 40,
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.001,
+}
+"""The width is small, as in `SMALL`: the published ones are 768 to 2560."""
+_QWEN2_MOE = {
+    **_QWEN2,
+    **_OF_EXPERTS,
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "model_type": "qwen2_moe",
+    "norm_topk_prob": False,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "shared_expert_intermediate_size": 160,
+}
+_QWEN3_MOE = {
+    **_QWEN3,
+    **_OF_EXPERTS,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+}
 _DEEPSEEK_SIZES = {
     "num_key_value_heads": 4,
     "q_lora_rank": 24,
@@ -331,7 +358,24 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             {**_QWEN2, "sliding_window": None}, layer_types=["full_attention"] * 2, pad_token_id=None
         ),
     ),
+    "Qwen2.5, up to 128k": (
+        "qwen2",
+        {
+            **_QWEN2,
+            "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        },
+    ),
     "Qwen3": ("qwen3", _QWEN3),
+    "Qwen1.5-MoE": ("qwen2_moe", {**_QWEN2_MOE, "max_window_layers": 21}),
+    "Qwen2-57B-A14B": ("qwen2_moe", {**_QWEN2_MOE, "num_experts": 64, "num_experts_per_tok": 8}),
+    "Qwen3-MoE": ("qwen3_moe", _QWEN3_MOE),
+    "Qwen3-MoE, version 5": (
+        "qwen3_moe",
+        _by_version_5(
+            {name: value for name, value in _QWEN3_MOE.items() if name != "num_experts"},
+            num_local_experts=128,
+        ),
+    ),
     "DeepSeek-V2": ("deepseek_v2", _DEEPSEEK_V2),
     "DeepSeek-V2-Lite": (
         "deepseek_v2",

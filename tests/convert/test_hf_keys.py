@@ -61,6 +61,25 @@ def refusal(config: Any) -> str:
         ("qwen2", {"use_sliding_window": True}, "`use_sliding_window` is True; only False"),
         ("qwen3", {"layer_types": ["sliding_attention"] * 2}, "`layer_types` is ['sliding_attention', "),
         ("qwen3", {"mlp_only_layers": [1]}, "`mlp_only_layers` is [1]"),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, "`mlp_only_layers` is [1]; only null or [] is supported"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "`decoder_sparse_step` is 2; only 1 is supported"),
+        (
+            "qwen3_moe",
+            {"num_experts": 8, "num_local_experts": 9},
+            "`num_experts` is 8, but `num_local_experts`, which means the same, is 9",
+        ),
+        (
+            "qwen3_moe",
+            {"num_experts_per_tok": 1, "norm_topk_prob": True},
+            "`num_experts_per_tok` is 1; Megatron does not normalize the weight of a single expert",
+        ),
+        ("qwen2_moe", {"qkv_bias": False}, "`qkv_bias` is False; only True is supported"),
+        ("qwen2_moe", {"shared_expert_intermediate_size": 0}, "`shared_expert_intermediate_size` is 0"),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.7}},
+            "vLLM ignores them in this family, and transformers does not; remove them",
+        ),
         ("llama", {"partial_rotary_factor": 0.5}, "`partial_rotary_factor` is 0.5; only 1.0"),
         (
             "llama",

@@ -63,7 +63,7 @@ def read_config(config: Mapping[str, Any], where: str, family: str | None = None
         family=found.name,
         **known,
         norm_eps=_number(values, found, "norm_eps", report),
-        rope=read_rope(rope, found.scalings, report) if found.is_rotary else None,
+        rope=read_rope(rope, found.scalings, report, is_latent=found.is_latent) if found.is_rotary else None,
         tied=tied is True,
         dtype=_dtype(config, report),
         window=_window(values, found, known["positions"], report),

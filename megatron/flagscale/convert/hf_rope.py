@@ -73,10 +73,14 @@ def rope_values(config: Mapping[str, Any], defaults: Mapping[str, Any], report: 
     return values
 
 
-def read_rope(values: Mapping[str, Any], scalings: Sequence[str], report: Report) -> Rope:
+def read_rope(
+    values: Mapping[str, Any], scalings: Sequence[str], report: Report, is_latent: bool = False
+) -> Rope:
     """Return the rotary positions of `rope_values`; reports whatever Megatron cannot compute.
 
-    `scalings` are the kinds of scaling that it computes in the family.
+    Args:
+        scalings: the kinds of scaling that it computes in the family.
+        is_latent: whether the family has multi-latent attention.
     """
     theta = values.get(_THETA)
     if theta is None:
@@ -113,10 +117,10 @@ def read_rope(values: Mapping[str, Any], scalings: Sequence[str], report: Report
             if not same(values.get(name), value):
                 found = short(values.get(name))
                 report(f"`{name}` of the rotary scaling is {found}; only {value:g} is supported")
-    return Rope(theta, kind, factor, _read_yarn(values, report) if kind == "yarn" else None)
+    return Rope(theta, kind, factor, _read_yarn(values, is_latent, report) if kind == "yarn" else None)
 
 
-def _read_yarn(values: Mapping[str, Any], report: Report) -> Yarn:
+def _read_yarn(values: Mapping[str, Any], is_latent: bool, report: Report) -> Yarn:
     given = {name: default if values.get(name) is None else values[name] for name, default in _YARN.items()}
     wrong = {name for name in ("beta_fast", "beta_slow") if not is_positive(given[name])}
     wrong |= {name for name in ("mscale", "mscale_all_dim") if not _is_scale(given[name])}
@@ -137,6 +141,9 @@ def _read_yarn(values: Mapping[str, Any], report: Report) -> Yarn:
     if bool(given["mscale"]) != bool(given["mscale_all_dim"]) and (mscale, all_dim) != (1.0, 0.0):
         found = ", ".join(f"{name} {short(values.get(name))}" for name in ("mscale", "mscale_all_dim"))
         report(f"the rotary scaling has {found}: only both or none, or mscale 1, are supported")
+    elif not is_latent and (mscale, all_dim) != (1.0, 0.0):
+        what = f"the rotary scaling has mscale {short(mscale)} and mscale_all_dim {short(all_dim)}"
+        report(f"{what}: vLLM ignores them in this family, and transformers does not; remove them")
     fast, slow = float(given["beta_fast"] or 0), float(given["beta_slow"] or 0)
     return Yarn(values[_ORIGINAL], fast, slow, float(mscale), float(all_dim))
 

@@ -103,10 +103,13 @@ def expected_arguments(family: Family) -> dict[str, Any]:
     checked = (*ARCHITECTURE, *(_OF_EXPERTS if family.has_experts else ()))
     expected = {**{name: engine_defaults().get(name) for name in checked}, **family.arguments}
     varying = {setting.argument for setting in family.settings} | {*family.ignored}
+    varying |= {POSITIONS} if "yarn" in family.scalings and not family.is_latent else set()
     varying |= {argument for field, argument in OF_SIZES.items() if field in family.keys}
     return {name: value for name, value in expected.items() if name not in varying}
 
 
+POSITIONS = "position_embedding_type"
+"""`rope` or, where yarn stretches them and attention is not latent, `yarn`."""
 YARN = {"original": "yarn_original_max_position_embeddings"} | {
     name: f"yarn_{name}" for name in ("beta_fast", "beta_slow")
 }
@@ -176,15 +179,18 @@ def _arguments(model: Model) -> Iterator[tuple[str, Any]]:
             yield "rotary_seq_len_interpolation_factor", int(model.rope.factor)
         elif model.rope.yarn:
             yarn, usual = model.rope.yarn, Yarn()
-            yield "rope_type", "yarn"
+            yield ("rope_type" if family.is_latent else POSITIONS), "yarn"
             yield "rotary_scaling_factor", model.rope.factor
             yield from ((name, getattr(yarn, name)) for name in ("mscale", "mscale_all_dim"))
             for field, name in YARN.items():
                 yield name, None if getattr(yarn, field) == getattr(usual, field) else getattr(yarn, field)
-        elif "yarn" in family.scalings:
+        elif family.is_latent:
             yield "rope_type", "rope"
     yield "layernorm_epsilon", model.norm_eps
-    yield from family.arguments.items()
+    stretched = model.rope is not None and model.rope.yarn is not None and not family.is_latent
+    yield from (
+        (name, value) for name, value in family.arguments.items() if not stretched or name != POSITIONS
+    )
     yield from model.settings.items()
     yield from ((name, values(model)[0]) for name, values in family.computed.items())
     if AUX_LOSS in model.settings and BALANCING not in model.settings:

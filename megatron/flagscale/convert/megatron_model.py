@@ -14,6 +14,7 @@ from megatron.flagscale.convert.megatron_args import (
     BALANCING,
     DROPOUTS,
     OF_SIZES,
+    POSITIONS,
     YARN,
     engine_defaults,
     expected_arguments,
@@ -134,6 +135,8 @@ def _differences(family: Family, args: Mapping[str, Any]) -> dict[str, str]:
         known = setting.values.values()
         if known and setting.argument != BALANCING and args.get(setting.argument) not in known:
             differences[setting.argument] = " or ".join(map(repr, known))
+    if POSITIONS not in expected_arguments(family) and args.get(POSITIONS) not in ("rope", "yarn"):
+        differences[POSITIONS] = "'rope' or 'yarn'"
     if bool(args.get("num_experts")) != family.has_experts:
         differences["num_experts"] = "a number" if family.has_experts else "None"
     if "dense" in family.keys and _dense(args) is None:
@@ -156,6 +159,9 @@ def _rope(args: Mapping[str, Any]) -> Rope:
         factor = float(args["rotary_scaling_factor"])
         is_scaled = args["rope_type"] != "rope" and factor != 1
         return Rope(theta, "yarn", factor, _yarn(args)) if is_scaled else Rope(theta)
+    if args[POSITIONS] == "yarn":
+        factor = float(args["rotary_scaling_factor"])
+        return Rope(theta, "yarn", factor, _yarn(args)) if factor != 1 else Rope(theta)
     if args["use_rope_scaling"]:
         return Rope(theta, "llama3", float(args["rope_scaling_factor"]))
     if args["rotary_seq_len_interpolation_factor"]:

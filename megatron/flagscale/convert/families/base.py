@@ -123,7 +123,7 @@ class Family:
     """Further arguments of a training that starts from a model; a checkpoint may have others."""
     ignored: tuple[str, ...] = ()
     """Those of `megatron_args.ARCHITECTURE` that change nothing in this family."""
-    scalings: tuple[str, ...] = ("linear", "llama3")
+    scalings: tuple[str, ...] = ("linear", "llama3", "yarn")
     """The kinds of rotary scaling (`Rope.scaling`) that Megatron computes in this family."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Fixed values of `config.json`: written, and the only ones that can be read."""
@@ -165,6 +165,11 @@ class Family:
     @property
     def is_rotary(self) -> bool:
         return self.arguments.get("position_embedding_type") == "rope"
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether attention is multi-latent: then Megatron has yarn as a kind of rotary positions."""
+        return bool(self.arguments.get("multi_latent_attention"))
 
     @property
     def forms(self) -> dict[str, str]:
