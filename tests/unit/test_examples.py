@@ -34,7 +34,46 @@ MISSPELT = {
 DEMO_DATA = ("data/demo/train_text_document", "data/demo/valid_text_document")
 DEMO = {"num_hidden_layers": 4, "intermediate_size": 384, "rms_norm_eps": 1e-5}
 """Of the demo's model, in Hugging Face's format."""
+TUNED = {
+    "Qwen3-8B": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000,
+        "vocab_size": 151936,
+        "tie_word_embeddings": False,
+    },
+    "Llama-3.1-8B-Instruct": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "factor": 8.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    },
+}
+"""Published models in `models/` that are tuned, as their `config.json` describes them."""
 DEMO_CHATS = ("data/demo_chat/train", "data/demo_chat/valid", "data/demo_lora/train", "data/demo_lora/valid")
+DOCSTRINGS = tuple(
+    f"data/docstrings_{of}/{split}" for of in ("qwen3", "llama3") for split in ("train", "valid")
+)
 PICTURES = (
     "data/pictures_demo/energon",
     "data/llava_pretrain",
@@ -68,13 +107,15 @@ def fresh_clone(
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for prefix in DEMO_DATA:
         write_data(tmp_path / prefix)
-    for name in DEMO_CHATS:
+    for name in (*DEMO_CHATS, *DOCSTRINGS):
         write_conversations(tmp_path / name, [([1] * 20, [0] * 10 + [1] * 10)] * 8)
     write_tracker(tmp_path / "outputs" / "aquila_demo" / "checkpoints")
     (tmp_path / "data" / "demo" / "tokenizer").mkdir()
     (tmp_path / "data" / "demo" / "tokenizer" / "tokenizer.json").touch()
     write_model(tmp_path / "outputs" / "aquila_demo" / "hf")
     write_model(tmp_path / "outputs" / "aquila_demo" / "chat", **DEMO)
+    for name, config in TUNED.items():
+        write_model(tmp_path / "models" / name, **config)
     write_adapter(tmp_path / "outputs" / "aquila_demo_lora" / "adapter", rank=16)
     for folder in PICTURES:
         write_folder(tmp_path / folder, {"train": 64, "val": 8})
