@@ -324,6 +324,7 @@ _CUT = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 _SIZES = "hierarchical_context_parallel_sizes"
 _TWO_GROUPS = {"tensor_model_parallel_size": 2, "group_query_attention": True, "num_query_groups": 2}
 _LOCAL, _TORCH = {"transformer_impl": "local"}, {"transformer_impl": "torch"}
+_POST, _BOTH = {"norm_position": "post"}, {"norm_position": "both"}
 _OLD = {"ckpt_format": "torch"}
 _BACK = {"on_bad_loss": "rollback", "save": "kept", "load": "kept"}
 _BPE = {"tokenizer_type": "GPT2BPETokenizer"}
@@ -625,6 +626,17 @@ SHARED = [
     Example(_TORCH | {"recompute_modules": ["moe_act"]}, "`recompute_modules: moe_act` is not supported"),
     Example(_TORCH | {"use_cpu_initialization": True}, "add `init_by_rank: true`"),
     Example(_TORCH | {"init_model_with_meta_device": True}, "add `init_by_rank: true`"),
+    # Norms that only these layers have.
+    Example(_LOCAL | _POST, "`norm_position: post` needs `transformer_impl: torch`, not local"),
+    Example(_TORCH | _BOTH | {"spec": ["local"]}, "`norm_position: both` has no effect with `spec`"),
+    Example(
+        _TORCH | _POST | {"fp32_residual_connection": True, "bf16": True},
+        "`norm_position: post` cannot be combined with `fp32_residual_connection`",
+    ),
+    Example(
+        _TORCH | _POST | {"recompute_granularity": "selective", "recompute_modules": ["layernorm"]},
+        "`recompute_modules: layernorm` has no effect with `norm_position: post`",
+    ),
     # Data and tokenizer.
     Example(
         {"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": "~/t"}, "the engine does not expand `~`"

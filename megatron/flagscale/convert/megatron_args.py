@@ -45,6 +45,7 @@ ARCHITECTURE = (
     "heterogeneous_layers_config_encoded_json",
     "experimental_attention_variant",
     "apply_residual_connection_post_layernorm",
+    "norm_position",
 )
 """Arguments that change what a model computes: each has the family's value, or else the engine's default."""
 _OF_EXPERTS = (
