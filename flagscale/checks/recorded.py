@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from flagscale.checks import pictures
+from flagscale.checks import gemma, pictures
 from flagscale.checks.blend import NAMES
 from flagscale.checks.latent import ONLY_WITH_YARN
 from flagscale.checks.loading import READING
@@ -40,6 +40,7 @@ FUNCTION = (
     *("moe_router_group_topk", "moe_router_topk_scaling_factor", "moe_apply_probs_on_input", "no_rope_freq"),
     *("window_attn_skip_freq", "activation_func_clamp_value", "glu_linear_offset"),
     *("image_aspect_ratio", "image_grid_pinpoints"),
+    *gemma.SETTINGS,
 )
 """Another value makes the same weights compute something else: refused, unless `finetune` starts a new
 training with these weights."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from flagscale.checks.context import context_violations
 from flagscale.checks.data import data_violations
+from flagscale.checks.gemma import gemma_violations
 from flagscale.checks.latent import latent_violations
 from flagscale.checks.layers import cpu_violations, local_violations, torch_violations
 from flagscale.checks.lora import lora_violations
@@ -104,6 +105,7 @@ def argument_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
     yield from silent_violations(values)
     yield from latent_violations(values)
     yield from norm_violations(values)
+    yield from gemma_violations(values)
     yield from stablelm2_violations(values)
     yield from resuming_violations(values)
     yield from lora_violations(values)

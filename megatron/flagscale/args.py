@@ -17,6 +17,7 @@ from flagscale.formats import option_of
 from megatron.flagscale.checkpoint.huggingface import add_conversion_args
 from megatron.flagscale.checkpoint.retention import add_retention_args
 from megatron.flagscale.chips import HOST_BACKEND, chip
+from megatron.flagscale.gemma_arguments import add_gemma_args
 from megatron.flagscale.group_routing import add_routing_args
 from megatron.flagscale.lora.arguments import add_lora_args
 from megatron.flagscale.metrics.tracking import add_tracking_args
@@ -90,6 +91,7 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     add_mask_args(group)
     add_routing_args(group)
     add_norm_args(group)
+    add_gemma_args(group)
     add_schedule_args(group)
     add_lora_args(group)
     add_steering_args(group)
