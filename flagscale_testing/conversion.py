@@ -84,6 +84,13 @@ def _deepseek(**more: Any) -> dict[str, Any]:
     return {**whole, "rope_parameters": YARN, **more}
 
 
+_GEMMA = {"head_dim": 24, "query_pre_attn_scalar": 20, "sliding_window": 16}
+_BY_TYPE = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
+
 _QWEN_MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 
 
@@ -111,6 +118,8 @@ CASES = {
     "Qwen3-MoE": Case(
         "Qwen3Moe", {**_QWEN_MOE, "head_dim": 32, "norm_topk_prob": True}, 4, _CUT, "TP2 SP PP2 EP2"
     ),
+    "Gemma-2": Case("Gemma2", {**_GEMMA, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}),
+    "Gemma-3": Case("Gemma3Text", {**_GEMMA, "sliding_window_pattern": 2, "rope_parameters": _BY_TYPE}),
     "DeepSeek-V2": Case("DeepseekV2", _deepseek(routed_scaling_factor=16.0, **_GROUPS), 2, EP2, "EP2"),
     "DeepSeek-V2-Lite": Case("DeepseekV2", _deepseek(q_lora_rank=None), 4, _SPREAD, "TP2 SP PP2"),
     "DeepSeek-V3": Case(
@@ -166,7 +175,9 @@ def make_model(case: Case, folder: Path, seed: int = 0) -> Any:
         "eos_token_id": 2,
     }
     config = getattr(transformers, f"{case.config}Config")(**{**common, **case.settings})
-    model = getattr(transformers, f"{case.config}ForCausalLM")(config).to(getattr(torch, case.dtype)).eval()
+    # Its other kernels for attention ignore soft caps.
+    made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = made.to(getattr(torch, case.dtype)).eval()
     with torch.no_grad():
         buffers = [(name, one) for name, one in model.named_buffers() if name.endswith("bias")]
         for name, parameter in (*model.named_parameters(), *buffers):

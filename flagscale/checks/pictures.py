@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from flagscale.checks.gemma import EMBEDDING, LOGIT_CAP
 from flagscale.checks.hetero.keys import MESHES
 from flagscale.errors import Violation
 from flagscale.vision.arguments import OF_PICTURES, vision_of, vision_violations
@@ -21,6 +22,7 @@ _ANSWERS = "only answers have a loss"
 _FSDP = "sharded data parallel is not supported with pictures"
 _TEXT = "it is for text alone"
 REFUSED: Mapping[str, tuple[Any, str]] = {
+    **dict.fromkeys((EMBEDDING, LOGIT_CAP), ((None, False), _TEXT)),
     "mock_data": (False, "tools/datasets/pictures_demo.py draws pictures to try it with"),
     "split": (None, "a folder has its own splits (.nv-meta/split.yaml)"),
     **dict.fromkeys(

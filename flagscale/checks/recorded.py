@@ -9,12 +9,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from flagscale.checks import pictures
+from flagscale.checks import gemma, pictures
 from flagscale.checks.blend import NAMES
 from flagscale.checks.latent import ONLY_WITH_YARN
 from flagscale.checks.loading import READING
 from flagscale.checks.lora import DROPOUT, LORA
 from flagscale.checks.mask_files import NO_PACKING, SEPARATE
+from flagscale.checks.norms import POSITION
 from flagscale.checks.schedule import PARTS
 from flagscale.checks.stablelm2 import KEYS
 
@@ -27,6 +28,7 @@ SHAPE = (
     *("moe_latent_size", "mtp_use_repeated_layer", "attention_output_gate"),
     *("vision_model_type", "vision_image_size", "vision_patch_size", "vision_num_layers"),
     *("vision_hidden_size", "vision_ffn_hidden_size", "vision_num_attention_heads", "mm_patch_merge_type"),
+    POSITION,
 )
 """Another value gives weights of another shape or name: refused, whatever else is set."""
 FUNCTION = (
@@ -38,6 +40,7 @@ FUNCTION = (
     *("moe_router_group_topk", "moe_router_topk_scaling_factor", "moe_apply_probs_on_input", "no_rope_freq"),
     *("window_attn_skip_freq", "activation_func_clamp_value", "glu_linear_offset"),
     *("image_aspect_ratio", "image_grid_pinpoints"),
+    *gemma.SETTINGS,
 )
 """Another value makes the same weights compute something else: refused, unless `finetune` starts a new
 training with these weights."""

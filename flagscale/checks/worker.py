@@ -12,11 +12,13 @@ from typing import Any
 
 from flagscale.checks.context import context_violations
 from flagscale.checks.data import data_violations
+from flagscale.checks.gemma import gemma_violations
 from flagscale.checks.latent import latent_violations
 from flagscale.checks.layers import cpu_violations, local_violations, torch_violations
 from flagscale.checks.lora import lora_violations
 from flagscale.checks.mask_files import SEPARATE
 from flagscale.checks.megatron import program_violations, silent_violations
+from flagscale.checks.norms import norm_violations
 from flagscale.checks.pictures import has_pictures, picture_violations
 from flagscale.checks.pretrained import pretrained_violations
 from flagscale.checks.saving import resuming_violations, retention_violations
@@ -102,6 +104,8 @@ def argument_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
     """Yield each rule that arguments (by dest) break on a machine, whatever the program and the data are."""
     yield from silent_violations(values)
     yield from latent_violations(values)
+    yield from norm_violations(values)
+    yield from gemma_violations(values)
     yield from stablelm2_violations(values)
     yield from resuming_violations(values)
     yield from lora_violations(values)

@@ -72,6 +72,9 @@ def notes(found: Estimate) -> Iterator[str]:
     model = found.training.model
     if model.experts and found.training.capacity is None:
         yield "experts are assumed to be balanced: without a capacity factor, nothing limits one's tokens"
+    if model.caps_scores:
+        what = "attention with a soft cap runs in plain operations, one group of heads at a time"
+        yield f"{what}: their time and the scores that they hold meanwhile are not estimated"
     if found.speed and not found.is_calibrated:
         low, high = (end / found.speed.step.seconds for end in (found.speed.low, found.speed.high))
         what = f"published steps of such jobs took {low:.2f} to {high:.2f} times their estimate"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flagscale.checks.experts import expert_layers
+from flagscale.checks.gemma import ATTENTION_CAP, LOGIT_CAP
 from flagscale.frozen import dataclass
 
 
@@ -62,6 +63,10 @@ class ModelShape:
     """All prediction heads are one, applied several times."""
     rotates: bool = True
     """Queries and keys are rotated by their positions."""
+    caps_scores: bool = False
+    """Attention scores have a soft cap, and are computed in plain operations."""
+    caps_logits: bool = False
+    """Output logits have a soft cap."""
     router: tuple[str, ...] = ()
     """Properties of routers: an auxiliary loss, `sigmoid`, `expert_bias`, `router_fp32`; see
     `layer_memory.OPTIONS`."""
@@ -119,6 +124,8 @@ def shape_of(values: Mapping[str, Any], vocabulary: int) -> ModelShape:
         shared_gate=bool(mixture.get("moe_shared_expert_gate")),
         repeated_head=bool(values.get("mtp_use_repeated_layer")),
         rotates=is_latent or positions not in ("learned_absolute", "none"),
+        caps_scores=values.get(ATTENTION_CAP) is not None,
+        caps_logits=values.get(LOGIT_CAP) is not None,
         router=tuple(_router(mixture)),
     )
 

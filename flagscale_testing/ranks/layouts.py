@@ -55,6 +55,11 @@ MTP = "--mtp-num-layers 1"
 PARTS = f"""{EXPERTS} {SIGMOID} {GROUPS} {MTP} --moe-layer-freq ([0]+[1]*3)
     --moe-router-load-balancing-type seq_aux_loss --moe-aux-loss-coeff 1e-3
     --moe-shared-expert-intermediate-size 32"""
+WIDE = "--init-method-std 0.1"  # norms of tiny results would enlarge rounding errors
+GEMMA = f"""{TIED} --norm-position both --apply-layernorm-1p --qk-layernorm --scale-embedding
+    --query-pre-attn-scalar 20 --glu-activation gelu_tanh --attn-logit-softcapping 2
+    --final-logit-softcapping 5 --window-size 9,0 --window-attn-skip-freq 2 --window-rotary-base 100
+    --init-method-std 0.06"""
 PACKED = "--reset-position-ids --reset-attention-mask --eod-mask-loss"
 TOWER = """--vision-image-size 30 --vision-patch-size 7 --vision-num-layers 3 --vision-hidden-size 64
     --vision-ffn-hidden-size 96 --vision-num-attention-heads 2 --image-token 250 --video-token 251"""
@@ -89,6 +94,10 @@ MODELS: dict[str, Sequence[str]] = {
         "packed, per token": f"{LLAMA} {PACKED} --calculate-per-token-loss",
         "qk norm": f"{LLAMA} --qk-layernorm --apply-layernorm-1p",
         "window": f"{LLAMA} --window-size 9,0",
+        "norms after": f"{LLAMA} --norm-position post {WIDE}",
+        "norms around": f"{LLAMA} {MTP} --norm-position both {WIDE}",
+        "gemma": GEMMA,
+        "gemma, packed": f"{GEMMA} {PACKED}",
         "shared": f"{LLAMA} {MOE} --moe-shared-expert-intermediate-size 48",
         "mla": DEEPSEEK_V3,
         "mla yarn": f"{MLA} --qk-layernorm {YARN}",

@@ -241,6 +241,56 @@ _KIMI_K2 = {
     "rope_theta": 50000.0,
     "routed_scaling_factor": 2.827,
 }
+_GEMMA = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "cache_implementation": "hybrid",
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "initializer_range": 0.02,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "use_cache": True,
+}
+_GEMMA2 = {
+    **_GEMMA,
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "torch_dtype": "float32",
+    "transformers_version": "4.42.4",
+}
+_GEMMA3 = {
+    **_GEMMA,
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "max_position_embeddings": 32768,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0.dev0",
+}
+_GEMMA3_AS_LIST = {
+    **{name: value for name, value in _GEMMA3.items() if name != "sliding_window_pattern"},
+    "_sliding_window_pattern": 6,
+    "layer_types": ["sliding_attention"] * 2,
+    "rope_local_base_freq": 10000.0,
+    "rope_theta": 1000000.0,
+    "use_bidirectional_attention": False,
+}
 _SAVED_BY_5 = {"transformers_version": "5.0.0", "dtype": "bfloat16"}
 
 
@@ -375,6 +425,41 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             {name: value for name, value in _QWEN3_MOE.items() if name != "num_experts"},
             num_local_experts=128,
         ),
+    ),
+    "Gemma-2 2B": ("gemma2", _GEMMA2),
+    "Gemma-2 27B": ("gemma2", {**_GEMMA2, "head_dim": 128, "query_pre_attn_scalar": 144}),
+    "Gemma-2, version 5": (
+        "gemma2",
+        _by_version_5(
+            {name: value for name, value in _GEMMA2.items() if name != "hidden_act"},
+            layer_types=["sliding_attention", "full_attention"],
+            tie_word_embeddings=True,
+            use_bidirectional_attention=None,
+        ),
+    ),
+    "Gemma-3 1B": ("gemma3", {**_GEMMA3, "eos_token_id": [1, 106]}),
+    "Gemma-3 270M": ("gemma3", _GEMMA3_AS_LIST),
+    "the text part of Gemma-3 27B": (
+        "gemma3",
+        {
+            **_GEMMA3,
+            "head_dim": 128,
+            "query_pre_attn_scalar": 168,
+            "max_position_embeddings": 131072,
+            "sliding_window": 1024,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        },
+    ),
+    "Gemma-3, version 5": (
+        "gemma3",
+        {
+            **{name: value for name, value in _GEMMA3_AS_LIST.items() if not name.startswith("rope_")},
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+            **_SAVED_BY_5,
+        },
     ),
     "DeepSeek-V2": ("deepseek_v2", _DEEPSEEK_V2),
     "DeepSeek-V2-Lite": (

@@ -27,8 +27,16 @@ from tests.convert.public_configs import CONFIGS, small
 from tests.convert.test_hf_rope import effect
 
 ROOT = Path(__file__).parents[2]
-WITH_CLASS = ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+WITH_CLASS = (
+    *("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
+    *("gemma2", "gemma3"),
+)
 MODEL = Model("llama", 2, 64, 96, 4, 2, 16, 300, 4096, 1e-5, Rope(), False, "float32")
+
+
+def by_type(rope: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the rotary positions of layers without a window, and of those with one if these have others."""
+    return rope.get("full_attention", rope), rope.get("sliding_attention", {})
 
 
 def differences(ours: Model, theirs: Any) -> dict[str, tuple[Any, Any]]:
@@ -42,7 +50,9 @@ def differences(ours: Model, theirs: Any) -> dict[str, tuple[Any, Any]]:
             value = 0
         found[key] = (getattr(ours, field), value)
     assert ours.rope is not None
-    found["rope_theta"] = (ours.rope.theta, theirs.rope_parameters["rope_theta"])
+    full, of_windows = by_type(theirs.rope_parameters)
+    found["rope_theta"] = (ours.rope.theta, full["rope_theta"])
+    found["the base of windows"] = (ours.settings.get("window_rotary_base"), of_windows.get("rope_theta"))
     found["tie_word_embeddings"] = (ours.tied, theirs.tie_word_embeddings)
     return {key: pair for key, pair in found.items() if pair[0] != pair[1]}
 
@@ -97,8 +107,9 @@ def test_transformers_reads_what_is_written_as_the_same_model(name: str) -> None
         if field == "window":  # as long as the longest sequence or longer, it is left out
             one = one if one and one < model.positions else None
         assert one == other or (field == "head_dim" and one is None), key
-    ropes = [{"original_max_position_embeddings": None, **one.rope_parameters} for one in (theirs, again)]
-    assert effect(ropes[0]) == effect(ropes[1])
+    for ropes in zip(by_type(theirs.rope_parameters), by_type(again.rope_parameters), strict=True):
+        one, other = ({"rope_type": "", "rope_theta": 0, **rope} for rope in ropes)
+        assert effect(one) == effect(other)
     assert (
         read_config(json.loads(again.to_json_string(use_diff=False)), "saved by transformers", family)
         == model
@@ -173,6 +184,7 @@ from vllm.transformers_utils.config import get_config
 from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.hf_config import read_config, write_config
 from tests.convert.public_configs import CONFIGS
+from tests.convert.test_hf_config import by_type
 for name, (family, config) in CONFIGS.items():
     with tempfile.TemporaryDirectory() as folder:
         written = write_config(read_config(config, name), {"eos_token_id": 2})
@@ -183,7 +195,8 @@ for name, (family, config) in CONFIGS.items():
     for key in registry.load(family).keys.values():
         expected = getattr(theirs, key, None)
         assert key in ("head_dim", "sliding_window") or getattr(opened, key) == expected, (name, key)
-    assert opened.rope_parameters["rope_theta"] == theirs.rope_parameters["rope_theta"]
+    for ropes in zip(by_type(opened.rope_parameters), by_type(theirs.rope_parameters)):
+        assert ropes[0].get("rope_theta") == ropes[1].get("rope_theta"), name
     assert opened.tie_word_embeddings == theirs.tie_word_embeddings
 print("all of", len(CONFIGS))
 """

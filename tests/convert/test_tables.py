@@ -35,8 +35,17 @@ LLAMA = Model(
     dtype="float32",
 )
 MIXTRAL = replace(LLAMA, family="mixtral", experts=3, topk=2, settings={"moe_aux_loss_coeff": 0.02})
+_GEMMA = {"query_pre_attn_scalar": 3, "final_logit_softcapping": None}
 MODELS = (
     LLAMA,
+    replace(LLAMA, family="gemma2", window=5, settings={**_GEMMA, "attn_logit_softcapping": 50.0}),
+    replace(
+        LLAMA,
+        family="gemma3",
+        window=5,
+        rope=Rope(1000000.0, "linear", 8.0),
+        settings={**_GEMMA, "window_attn_skip_freq": 2, "window_rotary_base": 10000.0},
+    ),
     replace(LLAMA, tied=True, rope=Rope(500000.0, "llama3", 32.0)),
     replace(LLAMA, rope=Rope(10000.0, "linear", 4.0), dtype="bfloat16"),
     MIXTRAL,

@@ -324,6 +324,10 @@ _CUT = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 _SIZES = "hierarchical_context_parallel_sizes"
 _TWO_GROUPS = {"tensor_model_parallel_size": 2, "group_query_attention": True, "num_query_groups": 2}
 _LOCAL, _TORCH = {"transformer_impl": "local"}, {"transformer_impl": "torch"}
+_POST, _BOTH = {"norm_position": "post"}, {"norm_position": "both"}
+_CALM, _WINDOW = {"attention_dropout": 0}, {"window_size": [9, 0]}
+_ROPE = {"position_embedding_type": "rope"}
+_HEADS = {"mtp_num_layers": 1, **_ROPE}
 _OLD = {"ckpt_format": "torch"}
 _BACK = {"on_bad_loss": "rollback", "save": "kept", "load": "kept"}
 _BPE = {"tokenizer_type": "GPT2BPETokenizer"}
@@ -625,6 +629,37 @@ SHARED = [
     Example(_TORCH | {"recompute_modules": ["moe_act"]}, "`recompute_modules: moe_act` is not supported"),
     Example(_TORCH | {"use_cpu_initialization": True}, "add `init_by_rank: true`"),
     Example(_TORCH | {"init_model_with_meta_device": True}, "add `init_by_rank: true`"),
+    # Norms that only these layers have.
+    Example(_LOCAL | _POST, "`norm_position: post` needs `transformer_impl: torch`, not local"),
+    Example(_TORCH | _BOTH | {"spec": ["local"]}, "`norm_position: both` has no effect with `spec`"),
+    Example(
+        _TORCH | _POST | {"fp32_residual_connection": True, "bf16": True},
+        "`norm_position: post` cannot be combined with `fp32_residual_connection`",
+    ),
+    Example(
+        _TORCH | _POST | {"recompute_granularity": "selective", "recompute_modules": ["layernorm"]},
+        "`recompute_modules: layernorm` has no effect with `norm_position: post`",
+    ),
+    # Gemma's layers.
+    *(
+        Example({**changes, name: value}, says)
+        for name, value, changes, says in (
+            ("scale_embedding", True, _LOCAL, "`scale_embedding` needs `transformer_impl: torch`, not local"),
+            ("query_pre_attn_scalar", 144, _TORCH | {"spec": ["local"]}, "has no effect with `spec`"),
+            ("attn_logit_softcapping", -50, _TORCH | _CALM, "must be positive, not -50"),
+            ("query_pre_attn_scalar", 144, _TORCH | _MLA, "is not supported with `multi_latent_attention`"),
+            ("scale_embedding", True, _TORCH | {"use_mup": True}, "cannot be combined with `use_mup`"),
+            ("final_logit_softcapping", 30, _TORCH | _HEADS, "is not supported with `mtp_num_layers`"),
+            ("attn_logit_softcapping", 50, _TORCH, "needs `attention_dropout: 0`, not 0.1"),
+            ("glu_activation", "gelu_tanh", _TORCH, "add `swiglu: true`"),
+            ("window_rotary_base", 1e4, _TORCH | _ROPE, "has no effect without `window_size`"),
+            ("window_rotary_base", 1e4, _TORCH | _WINDOW, "needs `position_embedding_type: rope`, not"),
+            (
+                *("window_rotary_base", 1e4, _TORCH | _ROPE | _WINDOW | {"rotary_percent": 0.5}),
+                "needs `rotary_percent: 1.0`, not 0.5",
+            ),
+        )
+    ),
     # Data and tokenizer.
     Example(
         {"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": "~/t"}, "the engine does not expand `~`"

@@ -363,6 +363,15 @@ def test_what_the_planner_does_not_know_is_no_mistake_and_names_its_key(estimate
     assert (code, err.partition(":")[0]) == (2, "cannot estimate")
 
 
+def test_a_soft_cap_of_attention_deserves_a_note(estimate: Estimate) -> None:
+    model = ("train.transformer_impl=torch", "train.attention_dropout=0")
+    _, plain, _ = estimate(*model)
+    _, capped, _ = estimate(*model, "train.attn_logit_softcapping=50")
+    note = "the scores that they hold meanwhile are not estimated"
+    assert note in capped
+    assert note not in plain
+
+
 def test_a_misspelt_chip_is_recognized_whatever_its_case(estimate: Estimate) -> None:
     code, _, err = estimate(chip="h10")
     assert code == 2

@@ -87,6 +87,8 @@ def test_the_loss() -> None:
     assert terms(torch, "transient") == {"backward pass": 2 * logits}
     in_place = one_stage(fused_loss=True, loss_in_place=True)
     assert terms(in_place)["logits"] == 2 * logits
+    capped = one_stage(model=replace(LLAMA_70B, caps_logits=True))
+    assert terms(capped)["capped logits"] == 2 * logits
     # The gradient of the output layer's input, whole and of the rank.
     assert terms(in_place, "transient") == {"backward pass": (64 + 32) * MIB}
 

@@ -17,6 +17,7 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
+from flagscale.checks import gemma
 from flagscale.checks.worker import Capabilities
 from flagscale.errors import UserError
 from flagscale.run import env
@@ -159,6 +160,8 @@ def test_our_loss_is_used_if_torch_compiles_it(
 ) -> None:
     named_chip(name)
     usual = {"transformer_impl": "torch", "spec": None, "init_by_rank": True, "rope_scaling_factor": 8.0}
+    usual["norm_position"] = "pre"
+    usual |= dict.fromkeys(gemma.SETTINGS)
     unset = ("multi_latent_attention", "cross_entropy_loss_fusion", "disable_jit_fuser")
     args = SimpleNamespace(**usual | dict.fromkeys(unset, False) | given)
     model = SimpleNamespace(transformer=SimpleNamespace(mtp_num_layers=None), pre_wrap_hooks=[])

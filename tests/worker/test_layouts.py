@@ -29,6 +29,8 @@ NAMES = (
     "packed: Megatron's local layers, masks in memory",
     "packed: CP2",
     "packed: PP4, documents masked on middle stages",
+    "norms after: TP2 SP PP2 distributed optimizer",
+    "gemma: TP2 SP CP2",
     "mtp, per token: CP2",
     "deepseek: EP2 PP2 interleaved",
 )

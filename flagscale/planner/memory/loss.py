@@ -48,6 +48,8 @@ def loss_memory(training: Training, stage: Stage, sharding: Sharding) -> Loss:
         kept={
             "last norm": 2 * rows + sharding.own_tokens * (8 if model.norm_bias else 4),
             "logits": (1 + model.prediction_heads) * kept,
+            # Of a soft cap, the hyperbolic tangents.
+            **({"capped logits": logits * width} if model.caps_logits else {}),
         },
         forward=more,
         # What one loss kept is gone once its gradients are copied.

@@ -119,7 +119,7 @@ def _with_usual_names(config: Mapping[str, Any], family: Family, report: Report)
         if other in config and not same(usual.setdefault(key, config[other]), config[other]):
             what = f"`{key}` is {short(usual[key])}, but `{other}`, which means the same, is"
             report(f"{what} {short(config[other])}")
-    return usual
+    return family.usual(usual, report)
 
 
 def _names(family: Family, field: str) -> Iterable[str]:

@@ -11,6 +11,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from flagscale.checks.gemma import SETTINGS
 from flagscale.config.catalog import Option, catalog_of
 from flagscale.errors import UserError
 from flagscale.vision.arguments import arguments_of
@@ -45,6 +46,8 @@ ARCHITECTURE = (
     "heterogeneous_layers_config_encoded_json",
     "experimental_attention_variant",
     "apply_residual_connection_post_layernorm",
+    "norm_position",
+    *SETTINGS,
 )
 """Arguments that change what a model computes: each has the family's value, or else the engine's default."""
 _OF_EXPERTS = (

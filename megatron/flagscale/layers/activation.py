@@ -41,6 +41,11 @@ def computes(config: Any) -> bool:
     return not config.bias_activation_fusion or config.activation_func is F.silu
 
 
+def gelu_tanh(inputs: torch.Tensor) -> torch.Tensor:
+    """Return GELU in its tanh approximation, `gelu_pytorch_tanh` in transformers."""
+    return F.gelu(inputs, approximate="tanh")
+
+
 def activated_product(
     config: Any, inputs: torch.Tensor, scales: torch.Tensor | None, product: Product, *weights: torch.Tensor
 ) -> torch.Tensor:

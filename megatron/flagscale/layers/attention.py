@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,18 +16,32 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import is_layer_window_attention
 
+from flagscale.checks.gemma import ATTENTION_CAP
 from megatron.flagscale.chips import chip
 from megatron.flagscale.layers.context import gather_sequence, local_chunks, zigzag_attention
 from megatron.flagscale.layers.documents import document_attention
 from megatron.flagscale.layers.exchange import to_heads, to_sequence, whole_mask
 from megatron.flagscale.layers.kernels import causal_attention
+from megatron.flagscale.layers.soft_cap import capped_attention
 from megatron.flagscale.layers.storage import compact
+from megatron.flagscale.layers.window_rotary import window_angles, window_base
 
 _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal, AttnMaskType.causal_bottom_right)
 
 
 class SelfAttention(attention.SelfAttention):
-    """Megatron's layer; if it recomputes its core attention, that keeps no more than the core's inputs."""
+    """Megatron's layer; with `window_rotary_base`, its rotary positions have that base if it has a window.
+
+    If it recomputes its core attention, that keeps no more than the core's inputs.
+    """
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, *rest: Any, **named: Any
+    ) -> Any:
+        base, angles = window_base(self.config, self.layer_number), named.get("rotary_pos_emb")
+        if base is not None and angles is not None:
+            named["rotary_pos_emb"] = window_angles(angles, base, self.config, self.pg_collection.cp)
+        return super().forward(hidden_states, attention_mask, *rest, **named)
 
     def _checkpointed_attention_forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **named: Any
@@ -70,6 +85,7 @@ class Attention(MegatronModule):
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         is_window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         self.window = config.window_size if is_window else None
+        self.cap: float | None = getattr(config, ATTENTION_CAP, None)
 
     def forward(
         self,
@@ -106,7 +122,7 @@ class Attention(MegatronModule):
         # After rotary embeddings, the values are all that is left of the linear layer's output.
         query, key, value = compact(query, key, value)
         dropout = self.dropout if self.training else 0.0
-        is_plain = mask is None and causal and not self.window and not dropout
+        is_plain = mask is None and causal and not self.window and not dropout and self.cap is None
         scale = query.size(-1) ** -0.5 if self.scale is None else self.scale
         if self.cp_group and is_plain and starts is None:
             q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
@@ -114,15 +130,17 @@ class Attention(MegatronModule):
         if self.cp_group:
             key, value = gather_sequence(key, self.cp_group), gather_sequence(value, self.cp_group)
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        if self.cap is not None:
+            visible = functools.partial(self._seen, query, key, mask, starts, causal)
+            return _hidden(capped_attention(q, k, v, visible, scale, self.cap))
         if is_plain and starts is not None:
             return _hidden(document_attention(q, k, v, starts, self._chunks(query, key), scale))
         is_usual = query.size(-1) == value.size(-1) or chip().sdpa_takes_other_widths
         if is_plain and not is_usual and not self.cp_group and query.size(0) == key.size(0):
             return _hidden(causal_attention(q, k, v, scale))
-        seen = None if mask is None else ~mask
-        if self.window or starts is not None or (seen is None and causal and query.size(0) != key.size(0)):
-            band = self._visible(query, key, starts)
-            seen = band if seen is None else seen & band
+        # Kernels have a plain causal mask of their own, if there are as many queries as keys.
+        hides_later = causal and query.size(0) != key.size(0)
+        seen = self._seen(query, key, mask, starts, hides_later)
         # As everywhere in Megatron, with sequence parallelism the whole layer already runs under the tracker.
         tracked = dropout and not self.config.sequence_parallel
         with tensor_parallel.get_cuda_rng_tracker().fork() if tracked else nullcontext():
@@ -133,6 +151,21 @@ class Attention(MegatronModule):
                 enable_gqa=q.size(1) != k.size(1),
             )
         return _hidden(out)
+
+    def _seen(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: torch.Tensor | None,
+        starts: torch.Tensor | None,
+        causal: bool,
+    ) -> torch.Tensor | None:
+        """Return which keys each query attends to, `[sq, sk]` or `[b, 1, sq, sk]`; None if all of them."""
+        seen = None if mask is None else ~mask
+        if self.window or starts is not None or (seen is None and causal):
+            band = self._visible(query, key, starts)
+            seen = band if seen is None else seen & band
+        return seen
 
     def _chunks(self, query: torch.Tensor, key: torch.Tensor) -> tuple[tuple[int, int], ...]:
         """Return the queries' positions in `key`'s sequence; the last ones without context parallelism."""

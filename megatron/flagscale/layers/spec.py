@@ -23,6 +23,7 @@ from megatron.flagscale.layers.experts import GroupedExperts
 from megatron.flagscale.layers.latent import LatentAttention
 from megatron.flagscale.layers.latent_core import LatentCore
 from megatron.flagscale.layers.norm import Norm
+from megatron.flagscale.layers.norm_position import place_norms, position_in
 
 
 def layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
@@ -36,8 +37,9 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubm
         vp_stage=vp_stage,
     )
     # All layers of a kind share one object.
-    for layer in {id(spec): spec.submodules for spec in block.layer_specs}.values():
-        _use_ours(layer, transformer)
+    for layer in {id(spec): spec for spec in block.layer_specs}.values():
+        _use_ours(layer.submodules, transformer)
+        place_norms(layer, position_in(transformer))
     block.layer_norm = Norm
     return block
 
@@ -59,6 +61,8 @@ def prediction_heads_spec(
     )[-1]
     _use_ours(layer.submodules, transformer)
     block = get_gpt_mtp_block_spec(transformer, layer, use_transformer_engine=False, vp_stage=vp_stage)
+    # Not before: the engine rejects other layers than its own. All heads share this one.
+    place_norms(layer, position_in(transformer))
     if block is not None:
         for head in block.layer_specs:
             head.submodules.enorm = head.submodules.hnorm = head.submodules.layer_norm = Norm

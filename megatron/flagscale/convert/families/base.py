@@ -43,6 +43,11 @@ DERIVED: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 """Field of `Model` -> its value if its key is null or there is none, from the fields known so far."""
 
 
+def as_given(config: Mapping[str, Any], report: Callable[[str], None]) -> Mapping[str, Any]:
+    """Return the keys of a `config.json` unchanged."""
+    return config
+
+
 def always(model: Model, layer: int) -> bool:
     """Return True: every layer of every model has the tensor."""
     return True
@@ -146,6 +151,8 @@ class Family:
     """Endings of the names of stored tensors to ignore, because they are computed from the configuration."""
     other_keys: Mapping[str, str] = field(default_factory=dict)
     """Further names that keys of `config.json` have in some versions of transformers -> their usual names."""
+    usual: Callable[[Mapping[str, Any], Callable[[str], None]], Mapping[str, Any]] = as_given
+    """Returns the keys of `config.json` in the form that other families have, and reports mistakes."""
     other_forms: Mapping[str, str] = field(default_factory=dict)
     """Further architectures whose folders can be read as this family, with their `model_type`. A folder that
     another family calls its own is read as this one only on request."""

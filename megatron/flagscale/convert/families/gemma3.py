@@ -1,0 +1,58 @@
+"""Gemma-3, the models for text alone: layers with a window have rotary positions of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flagscale.checks.gemma import WINDOW_BASE
+from megatron.flagscale.convert.families.base import POSITIVE, SIZE, Setting
+from megatron.flagscale.convert.families.decoder import ATTENTION, FIRST, LAST, llama_like
+from megatron.flagscale.convert.families.gemma import (
+    CONFIG,
+    GEMMA_ARGUMENTS,
+    GEMMA_KEYS,
+    HARMLESS,
+    NORMED_MLP,
+    SETTINGS,
+    SKIP,
+    TASK,
+    layer_types,
+    same_types,
+    shorter_window,
+)
+from megatron.flagscale.convert.families.qwen3 import NORMS
+from megatron.flagscale.convert.hf_rope_by_type import LOCAL, usual_rope, write_rope_by_type
+from megatron.flagscale.convert.model import Model
+
+_ONE_IN = 6
+"""The default of transformers: five layers with a window, then one without."""
+_TYPES = layer_types(lambda model: model.settings[SKIP])
+
+
+def _rope(model: Model) -> dict[str, Any]:
+    assert model.rope is not None
+    return write_rope_by_type(model.rope, model.settings[WINDOW_BASE])
+
+
+GEMMA3 = llama_like(
+    name="gemma3",
+    architecture="Gemma3ForCausalLM",
+    model_type="gemma3_text",
+    rows=(*FIRST, *ATTENTION, *NORMS, *NORMED_MLP, *LAST),
+    keys=GEMMA_KEYS,
+    arguments={**GEMMA_ARGUMENTS, "qk_layernorm": True},
+    task=TASK,
+    scalings=("linear",),
+    usual=usual_rope,
+    settings=(
+        *SETTINGS,
+        Setting("sliding_window_pattern", SKIP, kind=SIZE, unset=_ONE_IN),
+        Setting(LOCAL, WINDOW_BASE, kind=POSITIVE),
+    ),
+    config={**CONFIG, "attn_logit_softcapping": None},  # transformers ignores it, and vLLM does not
+    written={"layer_types": _TYPES, "rope_parameters": _rope},
+    checks={"layer_types": same_types(_TYPES), "sliding_window": shorter_window},
+    harmless=HARMLESS,
+    other_keys={"_sliding_window_pattern": "sliding_window_pattern"},
+    defaults={"rope_theta": 1000000.0, LOCAL: 10000.0, "rope_parameters": None},
+)
