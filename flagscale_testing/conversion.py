@@ -111,6 +111,7 @@ CASES = {
     "Qwen3-MoE": Case(
         "Qwen3Moe", {**_QWEN_MOE, "head_dim": 32, "norm_topk_prob": True}, 4, _CUT, "TP2 SP PP2 EP2"
     ),
+    "OLMo-2": Case("Olmo2", {"rope_theta": 500000.0, "rms_norm_eps": 1e-6}, 4, _SPREAD, "TP2 SP PP2"),
     "DeepSeek-V2": Case("DeepseekV2", _deepseek(routed_scaling_factor=16.0, **_GROUPS), 2, EP2, "EP2"),
     "DeepSeek-V2-Lite": Case("DeepseekV2", _deepseek(q_lora_rank=None), 4, _SPREAD, "TP2 SP PP2"),
     "DeepSeek-V3": Case(

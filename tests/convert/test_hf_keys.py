@@ -73,6 +73,9 @@ def refusal(config: Any) -> str:
             {"num_experts_per_tok": 1, "norm_topk_prob": True},
             "`num_experts_per_tok` is 1; Megatron does not normalize the weight of a single expert",
         ),
+        ("olmo2", {"attention_bias": True}, "`attention_bias` is True; only False is supported"),
+        ("olmo2", {"layer_types": ["sliding_attention"] * 2}, "`layer_types` is ['sliding_attention', "),
+        ("olmo2", {"clip_qkv": 8.0}, "`clip_qkv` is 8.0"),
         ("qwen2_moe", {"qkv_bias": False}, "`qkv_bias` is False; only True is supported"),
         ("qwen2_moe", {"shared_expert_intermediate_size": 0}, "`shared_expert_intermediate_size` is 0"),
         (

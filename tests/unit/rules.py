@@ -325,6 +325,7 @@ _SIZES = "hierarchical_context_parallel_sizes"
 _TWO_GROUPS = {"tensor_model_parallel_size": 2, "group_query_attention": True, "num_query_groups": 2}
 _LOCAL, _TORCH = {"transformer_impl": "local"}, {"transformer_impl": "torch"}
 _POST, _BOTH = {"norm_position": "post"}, {"norm_position": "both"}
+_ACROSS = {"qk_layernorm_across_heads": True, "normalization": "RMSNorm"}
 _OLD = {"ckpt_format": "torch"}
 _BACK = {"on_bad_loss": "rollback", "save": "kept", "load": "kept"}
 _BPE = {"tokenizer_type": "GPT2BPETokenizer"}
@@ -636,6 +637,26 @@ SHARED = [
     Example(
         _TORCH | _POST | {"recompute_granularity": "selective", "recompute_modules": ["layernorm"]},
         "`recompute_modules: layernorm` has no effect with `norm_position: post`",
+    ),
+    Example(_LOCAL | _ACROSS, "`qk_layernorm_across_heads: true` needs `transformer_impl: torch`, not local"),
+    Example(_TORCH | _ACROSS | {"spec": ["local"]}, "`qk_layernorm_across_heads: true` has no effect with"),
+    *(
+        Example(_TORCH | _ACROSS | more, f"cannot be combined with `{[*more][-1]}`")
+        for more in (
+            {"qk_layernorm": True},
+            {"qk_l2_norm": True},
+            _ROPE | {"multi_latent_attention": True},
+            {"attention_output_gate": True},
+        )
+    ),
+    Example(
+        _TORCH | _ACROSS | {"normalization": "LayerNorm"}, "needs `normalization: RMSNorm`, not LayerNorm"
+    ),
+    Example(
+        _TORCH
+        | _ACROSS
+        | {"tensor_model_parallel_size": 2, "group_query_attention": True, "num_query_groups": 1},
+        "num_query_groups 1 must be at least tensor_model_parallel_size 2 with `qk_layernorm_across_heads`",
     ),
     # Data and tokenizer.
     Example(

@@ -29,7 +29,7 @@ NAMES = (
     "packed: Megatron's local layers, masks in memory",
     "packed: CP2",
     "packed: PP4, documents masked on middle stages",
-    "norms after: TP2 SP PP2 distributed optimizer",
+    "olmo: TP2 SP PP2 distributed optimizer",
     "mtp, per token: CP2",
     "deepseek: EP2 PP2 interleaved",
 )
