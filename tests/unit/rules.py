@@ -641,13 +641,13 @@ SHARED = [
     Example(_LOCAL | _ACROSS, "`qk_layernorm_across_heads: true` needs `transformer_impl: torch`, not local"),
     Example(_TORCH | _ACROSS | {"spec": ["local"]}, "`qk_layernorm_across_heads: true` has no effect with"),
     *(
-        Example(_TORCH | _ACROSS | more, f"cannot be combined with `{[*more][-1]}`")
-        for more in (
-            {"qk_layernorm": True},
-            {"qk_l2_norm": True},
-            _ROPE | {"multi_latent_attention": True},
-            {"attention_output_gate": True},
-        )
+        Example(_TORCH | _ACROSS | more | {name: True}, f"cannot be combined with `{name}`")
+        for name, more in {
+            "qk_layernorm": {},
+            "qk_l2_norm": {},
+            "multi_latent_attention": _ROPE,
+            "attention_output_gate": {},
+        }.items()
     ),
     Example(
         _TORCH | _ACROSS | {"normalization": "LayerNorm"}, "needs `normalization: RMSNorm`, not LayerNorm"
