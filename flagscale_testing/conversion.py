@@ -120,6 +120,7 @@ CASES = {
     ),
     "Gemma-2": Case("Gemma2", {**_GEMMA, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}),
     "Gemma-3": Case("Gemma3Text", {**_GEMMA, "sliding_window_pattern": 2, "rope_parameters": _BY_TYPE}),
+    "OLMo-2": Case("Olmo2", {"rope_theta": 500000.0, "rms_norm_eps": 1e-6}, 4, _SPREAD, "TP2 SP PP2"),
     "DeepSeek-V2": Case("DeepseekV2", _deepseek(routed_scaling_factor=16.0, **_GROUPS), 2, EP2, "EP2"),
     "DeepSeek-V2-Lite": Case("DeepseekV2", _deepseek(q_lora_rank=None), 4, _SPREAD, "TP2 SP PP2"),
     "DeepSeek-V3": Case(

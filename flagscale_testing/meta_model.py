@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from flagscale.checks.hetero.layout import Stage
+from flagscale.checks.norms import ACROSS_HEADS, POSITION
 from flagscale.planner.training import Training
 from flagscale_testing.one_rank import META, creating_on, one_rank
 
@@ -109,7 +110,11 @@ def _transformer(training: Training, degrees: dict[str, Any]) -> Any:
         }
     if not is_latent:
         groups = {"num_query_groups": model.groups, "kv_channels": model.head_dim}
-        return TransformerConfig(**settings, **groups)
+        config = TransformerConfig(**settings, **groups)
+        # Our arguments, which the engine's configuration does not have.
+        setattr(config, ACROSS_HEADS, model.qk_norm_across_heads)
+        setattr(config, POSITION, model.norm_position)
+        return config
     return MLATransformerConfig(
         **settings,
         multi_latent_attention=True,

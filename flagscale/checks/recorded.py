@@ -15,7 +15,7 @@ from flagscale.checks.latent import ONLY_WITH_YARN
 from flagscale.checks.loading import READING
 from flagscale.checks.lora import DROPOUT, LORA
 from flagscale.checks.mask_files import NO_PACKING, SEPARATE
-from flagscale.checks.norms import POSITION
+from flagscale.checks.norms import NORMS
 from flagscale.checks.schedule import PARTS
 from flagscale.checks.stablelm2 import KEYS
 
@@ -28,7 +28,7 @@ SHAPE = (
     *("moe_latent_size", "mtp_use_repeated_layer", "attention_output_gate"),
     *("vision_model_type", "vision_image_size", "vision_patch_size", "vision_num_layers"),
     *("vision_hidden_size", "vision_ffn_hidden_size", "vision_num_attention_heads", "mm_patch_merge_type"),
-    POSITION,
+    *NORMS,
 )
 """Another value gives weights of another shape or name: refused, whatever else is set."""
 FUNCTION = (

@@ -7,6 +7,7 @@ from typing import Any
 
 from flagscale.checks.experts import expert_layers
 from flagscale.checks.gemma import ATTENTION_CAP, LOGIT_CAP
+from flagscale.checks.norms import ACROSS_HEADS, POSITION, PRE
 from flagscale.frozen import dataclass
 
 
@@ -47,6 +48,10 @@ class ModelShape:
     linear_bias: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    """Of each head by itself."""
+    qk_norm_across_heads: bool = False
+    norm_position: str = PRE
+    """Where layers have norms, one of `flagscale.checks.norms.POSITIONS`."""
     tied: bool = False
     """Embedding and output share their weights."""
     learned_positions: int = 0
@@ -116,6 +121,8 @@ def shape_of(values: Mapping[str, Any], vocabulary: int) -> ModelShape:
         linear_bias=bool(values.get("add_bias_linear")),
         qkv_bias=bool(values.get("add_bias_linear") or values.get("add_qkv_bias")),
         qk_norm=bool(values.get("qk_layernorm")),
+        qk_norm_across_heads=bool(values.get(ACROSS_HEADS)),
+        norm_position=str(values.get(POSITION) or PRE),
         tied=not values.get("untie_embeddings_and_output_weights"),
         learned_positions=int(values.get("max_position_embeddings") or 0) if has_table else 0,
         dropout=(values.get("hidden_dropout") or 0) > 0,

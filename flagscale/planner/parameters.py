@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from flagscale.checks.hetero.layout import Stage
+from flagscale.checks.norms import POST, PRE
 from flagscale.frozen import dataclass, replace
 from flagscale.planner.model_shape import ModelShape
 from flagscale.planner.training import Training
@@ -143,11 +144,12 @@ def _layer(
 ) -> tuple[Weight, ...]:
     part = "expert layers" if is_moe else "dense layers"
     splits_down = 1 if implementation == "transformer_engine" else tp
+    before = () if model.norm_position == POST else ("input_layernorm", "pre_mlp_layernorm")
+    after = () if model.norm_position == PRE else ("post_attention_norm", "post_mlp_norm")
     return _joined(
         [
-            *_norm(model, part, "input_layernorm", model.hidden),
+            *(weight for name in (*before, *after) for weight in _norm(model, part, name, model.hidden)),
             *(_latent(model, part, tp, splits_down) if model.attention == "mla" else _plain(model, part, tp)),
-            *_norm(model, part, "pre_mlp_layernorm", model.hidden),
             *(_experts(model, tp, ep, etp) if is_moe else _mlp(model, part, "mlp", model.ffn, tp)),
         ]
     )
@@ -165,6 +167,9 @@ def _plain(model: ModelShape, part: str, tp: int) -> Iterator[Weight]:
     if model.qk_norm:
         for name in ("q_layernorm", "k_layernorm"):
             yield from _norm(model, part, f"self_attention.{name}", model.head_dim)
+    if model.qk_norm_across_heads:
+        for name, size in (("query_norm", queries), ("key_norm", keys)):
+            yield Weight(part, f"self_attention.{name}", (_share(size, tp),))
     yield from _row(part, "self_attention.linear_proj", model.hidden, queries, tp, model.linear_bias)
 
 

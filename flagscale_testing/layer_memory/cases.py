@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 Sizes = Mapping[str, int]
 """Arguments of the engine, by dest."""
@@ -25,6 +26,8 @@ class Case:
     """`recompute_modules` of selective recomputation, or `FULL`."""
     options: tuple[str, ...] = ()
     """What the layer has besides; see `OPTIONS` in layer.py."""
+    norms: tuple[tuple[str, Any], ...] = ()
+    """Arguments (by dest) of norms that the engine does not have, with their values."""
 
     def degree(self, name: str) -> int:
         return self.sizes.get(f"{name}_parallel_size", 1)

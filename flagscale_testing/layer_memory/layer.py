@@ -136,7 +136,10 @@ def _config(case: Case) -> Any:
         settings |= _SETTINGS[option]
     if 1 < case.degree("exchange") < case.degree("context"):
         settings["cp_comm_type"] = "a2a+p2p"
-    return (MLATransformerConfig if is_latent else TransformerConfig)(**settings, **sizes)
+    config = (MLATransformerConfig if is_latent else TransformerConfig)(**settings, **sizes)
+    for name, value in case.norms:
+        setattr(config, name, value)
+    return config
 
 
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {

@@ -12,6 +12,11 @@ from flagscale_testing.layer_memory.cases import Case
 
 def te_parts(case: Case) -> Mapping[str, float]:
     """Return the bytes that each module keeps; of the options of a case, none is taken."""
+    return layer_parts(*planned(case), "num_experts" in case.sizes, case.recompute)
+
+
+def planned(case: Case) -> tuple[ModelShape, Sharding]:
+    """Return a case's layer as the planner describes it, without the options of the case."""
     sizes, is_moe = case.sizes, "num_experts" in case.sizes
     is_latent, heads = "kv_lora_rank" in sizes, sizes["num_attention_heads"]
     model = ModelShape(
@@ -44,5 +49,6 @@ def te_parts(case: Case) -> Mapping[str, float]:
         expert_tp=sizes.get("expert_tensor_parallel_size", tp),
         cp=case.degree("context"),
         sequence_parallel=case.sequence_parallel,
+        width=4 if case.dtype == "float32" else 2,
     )
-    return layer_parts(model, sharding, is_moe, case.recompute)
+    return model, sharding

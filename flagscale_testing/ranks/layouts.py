@@ -95,6 +95,7 @@ MODELS: dict[str, Sequence[str]] = {
         "qk norm": f"{LLAMA} --qk-layernorm --apply-layernorm-1p",
         "window": f"{LLAMA} --window-size 9,0",
         "norms after": f"{LLAMA} --norm-position post {WIDE}",
+        "olmo": f"{LLAMA} --norm-position post --qk-layernorm-across-heads {WIDE}",
         "norms around": f"{LLAMA} {MTP} --norm-position both {WIDE}",
         "gemma": GEMMA,
         "gemma, packed": f"{GEMMA} {PACKED}",

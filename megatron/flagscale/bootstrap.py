@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flagscale.checks.lora import trains_adapters
-from flagscale.checks.norms import POSITION
+from flagscale.checks.norms import NORMS
 from flagscale.checks.schedule import DEFAULT_EVAL_INTERVAL
 from flagscale.checks.steering import ON_BAD_LOSS, STOP
 from flagscale.checks.worker import Capabilities
@@ -112,7 +112,8 @@ def adapt(model_config: Any, args: Any) -> None:
         from megatron.flagscale.layers.spec import layer_spec
 
         model_config.transformer_layer_spec = layer_spec
-        setattr(transformer, POSITION, getattr(args, POSITION))
+        for name in NORMS:
+            setattr(transformer, name, getattr(args, name))
         set_gemma_layers(model_config, args)
         if chip().compiles and not (args.cross_entropy_loss_fusion or args.disable_jit_fuser):
             # Without compilation it is slower than Megatron's plain loss.

@@ -105,6 +105,24 @@ _QWEN3 = {
     "rope_scaling": None,
     "sliding_window": None,
 }
+_OLMO2 = {
+    "architectures": ["Olmo2ForCausalLM"],
+    "model_type": "olmo2",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "eos_token_id": 100257,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 100277,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 500000,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "transformers_version": "4.47.0",
+    "use_cache": False,
+}
 _OF_EXPERTS = {
     "decoder_sparse_step": 1,
     "moe_intermediate_size": 40,
@@ -461,6 +479,9 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             **_SAVED_BY_5,
         },
     ),
+    "OLMo-2 7B": ("olmo2", {**_OLMO2, "num_key_value_heads": 4}),
+    "OLMo-2 32B": ("olmo2", _OLMO2),
+    "OLMo-2, version 5": ("olmo2", _by_version_5(_OLMO2)),
     "DeepSeek-V2": ("deepseek_v2", _DEEPSEEK_V2),
     "DeepSeek-V2-Lite": (
         "deepseek_v2",

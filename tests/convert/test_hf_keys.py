@@ -107,6 +107,9 @@ def refusal(config: Any) -> str:
         ),
         ("gemma3", {"rope_parameters": {"full_attention": [1]}}, "'full_attention' in `rope_parameters` is"),
         ("gemma3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn' is not"),
+        ("olmo2", {"attention_bias": True}, "`attention_bias` is True; only False is supported"),
+        ("olmo2", {"layer_types": ["sliding_attention"] * 2}, "`layer_types` is ['sliding_attention', "),
+        ("olmo2", {"clip_qkv": 8.0}, "`clip_qkv` is 8.0"),
         ("qwen2_moe", {"qkv_bias": False}, "`qkv_bias` is False; only True is supported"),
         ("qwen2_moe", {"shared_expert_intermediate_size": 0}, "`shared_expert_intermediate_size` is 0"),
         (

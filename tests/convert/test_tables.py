@@ -50,6 +50,7 @@ MODELS = (
     replace(LLAMA, rope=Rope(10000.0, "linear", 4.0), dtype="bfloat16"),
     MIXTRAL,
     replace(LLAMA, family="mistral"),
+    replace(LLAMA, family="olmo2"),
     replace(LLAMA, family="qwen2", groups=4),
     replace(LLAMA, family="qwen3", head_dim=6, dtype="float16"),
 )
@@ -140,6 +141,8 @@ def test_all_mistakes_are_reported_at_once() -> None:
     [
         ({"swiglu": False}, "swiglu = False"),
         ({"add_bias_linear": True}, "add_bias_linear = True"),
+        ({"norm_position": "post"}, "norm_position = 'post', but 'pre' in"),
+        ({"norm_position": "both"}, "norm_position = 'both'"),
         ({"add_qkv_bias": True, "qk_layernorm": True}, "the model does not match any family"),
         (
             {"num_experts": 4, "moe_router_topk": 2, "moe_shared_expert_intermediate_size": 8},

@@ -328,6 +328,7 @@ _POST, _BOTH = {"norm_position": "post"}, {"norm_position": "both"}
 _CALM, _WINDOW = {"attention_dropout": 0}, {"window_size": [9, 0]}
 _ROPE = {"position_embedding_type": "rope"}
 _HEADS = {"mtp_num_layers": 1, **_ROPE}
+_ACROSS = {"qk_layernorm_across_heads": True, "normalization": "RMSNorm"}
 _OLD = {"ckpt_format": "torch"}
 _BACK = {"on_bad_loss": "rollback", "save": "kept", "load": "kept"}
 _BPE = {"tokenizer_type": "GPT2BPETokenizer"}
@@ -659,6 +660,26 @@ SHARED = [
                 "needs `rotary_percent: 1.0`, not 0.5",
             ),
         )
+    ),
+    Example(_LOCAL | _ACROSS, "`qk_layernorm_across_heads: true` needs `transformer_impl: torch`, not local"),
+    Example(_TORCH | _ACROSS | {"spec": ["local"]}, "`qk_layernorm_across_heads: true` has no effect with"),
+    *(
+        Example(_TORCH | _ACROSS | more | {name: True}, f"cannot be combined with `{name}`")
+        for name, more in {
+            "qk_layernorm": {},
+            "qk_l2_norm": {},
+            "multi_latent_attention": _ROPE,
+            "attention_output_gate": {},
+        }.items()
+    ),
+    Example(
+        _TORCH | _ACROSS | {"normalization": "LayerNorm"}, "needs `normalization: RMSNorm`, not LayerNorm"
+    ),
+    Example(
+        _TORCH
+        | _ACROSS
+        | {"tensor_model_parallel_size": 2, "group_query_attention": True, "num_query_groups": 1},
+        "num_query_groups 1 must be at least tensor_model_parallel_size 2 with `qk_layernorm_across_heads`",
     ),
     # Data and tokenizer.
     Example(

@@ -41,6 +41,9 @@ def test_defaults_are_those_of_the_engine() -> None:
     assert (model.tied, model.norm_bias, model.linear_bias, model.gated) == (True, True, True, False)
     assert read(swiglu=True).model.ffn == 128  # int(64 * 8 / 3 / 64) * 64
     assert read(num_experts=4, moe_layer_freq="[0]*2+[1]*6").model.experts_in == (False,) * 2 + (True,) * 6
+    assert (model.norm_position, model.qk_norm_across_heads) == ("pre", False)
+    olmo = read(norm_position="post", qk_layernorm_across_heads=True).model
+    assert (olmo.norm_position, olmo.qk_norm_across_heads) == ("post", True)
     assert read(num_experts=4, moe_layer_freq=2).model.experts_in == (True, False) * 4
 
 

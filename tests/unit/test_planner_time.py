@@ -56,6 +56,23 @@ def test_the_parts_add_up_and_none_is_negative(job: str) -> None:
     assert found.timeline.seconds < found.seconds
 
 
+def test_norms_after_a_layers_parts_take_the_time_of_norms_before_them() -> None:
+    def layer(tp: int = 1, **changes: Any) -> Any:
+        of, sharding = shape(1, **changes), Sharding(2048, 1, tp=tp, implementation="torch")
+        chip = find_chip("H100")
+        return layer_time(of, False, sharding, speeds(chip, "bfloat16", DEFAULT), network(chip, 8, DEFAULT))
+
+    before, after, around = (layer(norm_position=position) for position in ("pre", "post", "both"))
+    assert after.forward.compute == pytest.approx(before.forward.compute)
+    assert around.forward.kernels == before.forward.kernels + 2
+    assert after.recomputed(["layernorm"]).compute == 0
+    assert around.recomputed(["layernorm"]).compute == before.recomputed(["layernorm"]).compute > 0
+    alone, heads = layer(qk_norm_across_heads=True), {"tp": 2, "qk_norm_across_heads": True}
+    assert alone.forward.compute > before.forward.compute
+    assert alone.forward.communication == 0
+    assert layer(**heads).forward.communication > layer(tp=2).forward.communication
+
+
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("chip", ["A100-80", "H100", "GB200", "Ascend910B"])
 def test_no_job_is_faster_than_the_chip(job: str, chip: str) -> None:

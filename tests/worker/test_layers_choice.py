@@ -160,7 +160,7 @@ def test_our_loss_is_used_if_torch_compiles_it(
 ) -> None:
     named_chip(name)
     usual = {"transformer_impl": "torch", "spec": None, "init_by_rank": True, "rope_scaling_factor": 8.0}
-    usual["norm_position"] = "pre"
+    usual |= {"norm_position": "pre", "qk_layernorm_across_heads": False}
     usual |= dict.fromkeys(gemma.SETTINGS)
     unset = ("multi_latent_attention", "cross_entropy_loss_fusion", "disable_jit_fuser")
     args = SimpleNamespace(**usual | dict.fromkeys(unset, False) | given)

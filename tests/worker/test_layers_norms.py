@@ -1,4 +1,4 @@
-"""Norms of a layer's results, compared with the same layer written out."""
+"""Norms that the engine does not have, compared with the same computation written out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from megatron.flagscale.layers.attention import SelfAttention
 from megatron.flagscale.layers.norm import Norm
 from tests.worker.test_layers import error
 from tests.worker.test_layers_kept import BATCH, HIDDEN, LENGTH, layer_of, patched, settings, two_ranks
@@ -50,3 +51,30 @@ def test_a_layer_normalizes_where_it_should(position: str, biases: bool) -> None
         ends.append((out, *torch.autograd.grad(out, leaves, grad)))
     for found, expected in zip(*ends, strict=True):
         assert error(found, expected.detach()) <= 1e-13
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("zero_centered", [False, True])
+def test_all_heads_of_queries_and_of_keys_share_a_norm(groups: int, zero_centered: bool) -> None:
+    more = {"num_query_groups": groups, "layernorm_zero_centered_gamma": zero_centered}
+    config = settings(params_dtype=torch.float64, bf16=False, **more)
+    config.qk_layernorm_across_heads = True
+    attention = layer_of(config).self_attention.double()
+    torch.manual_seed(0)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter)
+    hidden = torch.randn(LENGTH, BATCH, HIDDEN, dtype=torch.float64, requires_grad=True)
+    *normed, value = attention.get_query_key_value_tensors(hidden)
+    *plain, same = SelfAttention.get_query_key_value_tensors(attention, hidden)
+    assert torch.equal(value, same)
+    for norm, found, heads in zip((attention.query_norm, attention.key_norm), normed, plain, strict=True):
+        weight = norm.weight + 1 if zero_centered else norm.weight
+        flat = heads.flatten(2)
+        assert weight.shape == (flat.size(-1),)
+        expected = (F.rms_norm(flat, weight.shape, eps=1e-5) * weight).view_as(heads)
+        grad, leaves = torch.randn_like(heads), [hidden, norm.weight]
+        ends = [
+            (out, *torch.autograd.grad(out, leaves, grad, retain_graph=True)) for out in (found, expected)
+        ]
+        for one, other in zip(*ends, strict=True):
+            assert error(one, other.detach()) <= 1e-13

@@ -29,7 +29,7 @@ NAMES = (
     "packed: Megatron's local layers, masks in memory",
     "packed: CP2",
     "packed: PP4, documents masked on middle stages",
-    "norms after: TP2 SP PP2 distributed optimizer",
+    "olmo: TP2 SP PP2 distributed optimizer",
     "gemma: TP2 SP CP2",
     "mtp, per token: CP2",
     "deepseek: EP2 PP2 interleaved",
@@ -90,6 +90,7 @@ SAVED = {
     "buckets": Layout("gpt saved in padded buckets", "gpt", 2, f"{OVERLAP} --ddp-bucket-size 20000"),
     "deepseek": Layout("deepseek saved as EP2", "deepseek", 2, EP2),
     "deepseek parts": Layout("deepseek saved as TP2 SP EP2", "deepseek", 2, f"{EP2} {TP2} {SP} {ETP1}"),
+    "norms": Layout("olmo saved as TP2 SP PP2", "olmo", 4, f"{TP2} {SP} {PP2}"),
     "tied": Layout("mtp, tied saved as PP2", "mtp, tied", 2, PP2),
     "tied apart": Layout("mtp, tied saved as PP4", "mtp, tied", 4, f"{PP4} {CUT} Et|tt|tmm|L"),
     "deepseek stages": Layout("deepseek saved as EP2 PP2", "deepseek", 4, f"{EP2} {PP2}"),
@@ -106,6 +107,7 @@ CONTINUED = (
     ("buckets", Layout("gpt as one", "gpt", 1, "")),
     ("deepseek", Layout("deepseek as one", "deepseek", 1, "")),
     ("deepseek parts", Layout("deepseek as PP2 interleaved", "deepseek", 2, f"{PP2} {VPP2}")),
+    ("norms", Layout("olmo as one", "olmo", 1, "")),
     ("tied", Layout("mtp, tied as one", "mtp, tied", 1, "")),
     ("tied apart", Layout("mtp, tied as PP2 TP2 SP", "mtp, tied", 4, f"{PP2} {TP2} {SP}")),
     ("deepseek stages", Layout("deepseek as EP2 CP2", "deepseek", 2, f"{EP2} {CP2}")),
@@ -127,6 +129,8 @@ SLOW = (
     "mtp, tied as PP2 TP2 SP",
     "deepseek as PP2 interleaved",
     "deepseek as EP2 CP2",
+    "olmo saved as TP2 SP PP2",
+    "olmo as one",
     "deepseek as one, evaluated",
 )
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
+from flagscale.checks.norms import POSITIONS
+from flagscale.frozen import replace
 from flagscale.planner.chips import chip_table, find_chip
 from flagscale.planner.model_shape import ModelShape
 from flagscale.planner.parameters import stage_parameters
@@ -49,6 +51,9 @@ def random_training(draw: random.Random) -> Training:
     in_sequence = tp > 1 and (bool(model.experts) or draw.random() < 0.5)
     # The engine's own layers have neither sequence nor context parallelism, nor latent attention here.
     is_plain = cp == 1 and not in_sequence and model.attention != "mla"
+    implementation = draw.choice(("torch", "local")) if is_plain else "torch"
+    if implementation == "torch" and model.attention != "mla":
+        model = with_own_norms(draw, model, tp)
     return Training(
         model=model,
         layout=HeteroLayout((mesh,)),
@@ -56,8 +61,18 @@ def random_training(draw: random.Random) -> Training:
         sequence=64,
         batch=dp,
         padded_vocabulary=128 * tp,
-        implementation=draw.choice(("torch", "local")) if is_plain else "torch",
+        implementation=implementation,
         prediction_chunk=prediction_chunk(draw, layers, model),
+    )
+
+
+def with_own_norms(draw: random.Random, model: ModelShape, tp: int) -> ModelShape:
+    """Return a model with norms that only `torch` layers have."""
+    has_other = model.qk_norm or model.norm_bias or model.output_gate
+    return replace(
+        model,
+        norm_position=draw.choice(POSITIONS),
+        qk_norm_across_heads=not has_other and model.groups >= tp,
     )
 
 

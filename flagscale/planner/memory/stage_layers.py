@@ -9,6 +9,7 @@ from flagscale.frozen import dataclass
 from flagscale.planner.memory import te_layer
 from flagscale.planner.memory.layer_kind import layer_kind, layer_sizes
 from flagscale.planner.memory.layer_memory import kept_parts
+from flagscale.planner.memory.own_norms import own_norm_parts
 from flagscale.planner.sharding import Sharding, sharding_of
 from flagscale.planner.training import Training
 
@@ -59,7 +60,8 @@ def layer_kept(
         return te_layer.layer_parts(model, sharding_of(training, stage.mesh), is_moe, recompute)
     kind = layer_kind(training, is_moe, stage, recompute)
     parts = kept_parts(kind, layer_sizes(training, stage))
-    return {part.module: part.nbytes for part in parts}
+    own = own_norm_parts(model, sharding_of(training, stage.mesh))
+    return {**{part.module: part.nbytes for part in parts}, **dict(own)}
 
 
 def _moments(training: Training, sharding: Sharding, is_moe: bool) -> Iterator[float]:

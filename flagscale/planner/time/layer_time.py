@@ -33,9 +33,12 @@ RECOMPUTED = {
 """The operations that the engine's `recompute_modules` compute again."""
 
 CAPTURED = {
-    "attn": ("norm", "qkv", "down", "up", "rope", "core_attn", "proj", "add"),
-    "mlp": ("norm", "fc1", "act", "fc2", "add"),
-    "moe": ("norm", "router", "dispatch", "experts", "expert_act", "combine", "shared", "add"),
+    "attn": ("norm", "qkv", "down", "up", "qk_norm", "rope", "core_attn", "proj", "post_norm", "add"),
+    "mlp": ("norm", "fc1", "act", "fc2", "post_norm", "add"),
+    "moe": (
+        *("norm", "router", "dispatch", "experts", "expert_act", "combine", "shared", "post_norm"),
+        "add",
+    ),
     "moe_router": ("norm", "router", "shared"),
     "moe_preprocess": (),
 }

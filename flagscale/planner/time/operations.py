@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from flagscale.checks.norms import POST, PRE
 from flagscale.planner.model_shape import ModelShape
 from flagscale.planner.parameters import Weight, layer_parameters
 from flagscale.planner.sharding import Sharding
@@ -32,20 +33,29 @@ class LayerOperations:
         of, model = self.sharding, self.model
         listed = layer_parameters(model, of.tp, of.ep, of.expert_tp, is_moe, of.implementation)
         weights = {weight.module: weight for weight in listed.weights if len(weight.shape) == 2}
-        yield self._norm()
+        before, after = model.norm_position != POST, model.norm_position != PRE
+        if before:
+            yield self._norm()
         if model.attention == "mla":
             yield from self._latent_projections(weights)
         else:
             yield self._column("qkv", weights["self_attention.linear_qkv"])
+        if model.qk_norm_across_heads:
+            yield self._norm_across_heads()
         yield self._rotate()
         yield self._attend()
         yield self._row("proj", weights["self_attention.linear_proj"])
+        if after:
+            yield self._norm("post_norm")
         yield self._add()
-        yield self._norm()
+        if before:
+            yield self._norm()
         if is_moe:
             yield from self._experts(weights)
         else:
             yield from self._mlp(weights, "mlp", ("fc1", "act", "fc2"))
+        if after:
+            yield self._norm("post_norm")
         yield self._add()
 
     def embedding(self) -> Iterator[Operation]:
@@ -260,8 +270,16 @@ class LayerOperations:
             elements = (model.heads + model.groups) * model.head_dim / of.tp
         return self._moved("rope", of.tokens * elements, 2, 2, kernels=2)
 
-    def _norm(self) -> Operation:
-        return self._moved("norm", self.sharding.own_tokens * self.model.hidden, 2, 4)
+    def _norm(self, name: str = "norm") -> Operation:
+        return self._moved(name, self.sharding.own_tokens * self.model.hidden, 2, 4)
+
+    def _norm_across_heads(self) -> Operation:
+        """Return the norms of queries and of keys, each with one sum per token over tensor parallel ranks."""
+        of, model = self.sharding, self.model
+        elements = of.tokens * (model.heads + model.groups) * model.head_dim / of.tp
+        own = self._moved("qk_norm", elements, 2, 4, kernels=2)
+        sums = Seconds(0.0, 2 * self.network.reduce(4 * of.tokens, self.tp), 0)
+        return Operation(own.module, own.forward + sums, own.backward + sums)
 
     def _add(self) -> Operation:
         passes = 3.5 if self.model.dropout else 3

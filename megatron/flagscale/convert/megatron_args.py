@@ -48,6 +48,7 @@ ARCHITECTURE = (
     "apply_residual_connection_post_layernorm",
     "norm_position",
     *SETTINGS,
+    "qk_layernorm_across_heads",
 )
 """Arguments that change what a model computes: each has the family's value, or else the engine's default."""
 _OF_EXPERTS = (

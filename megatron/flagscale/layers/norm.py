@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from megatron.flagscale.chips import chip
@@ -19,6 +20,9 @@ class Norm(torch.nn.Module):
     With `config.layernorm_zero_centered_gamma` (`--apply-layernorm-1p`) the weight is stored as its
     difference from one, so that weight decay pulls it towards one.
     """
+
+    group: dist.ProcessGroup | None = None
+    """The ranks that hold parts of the last dimension, if it is split; only an RMSNorm can be."""
 
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -42,20 +46,27 @@ class Norm(torch.nn.Module):
         if self.bias is not None:
             weight, bias = weight.to(hidden.dtype), self.bias.to(hidden.dtype)
             return F.layer_norm(hidden, self.shape, weight, bias, self.eps).to(self.bias.dtype)
-        if chip().has_rms_norm and hidden.dtype == weight.dtype:
+        group = self.group if self.group and self.group.size() > 1 else None
+        if chip().has_rms_norm and hidden.dtype == weight.dtype and not group:
             return F.rms_norm(hidden, self.shape, weight, self.eps)
-        return _RMSNorm.apply(hidden, weight, self.eps)
+        return _RMSNorm.apply(hidden, weight, self.eps, group)
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Without a kernel of its own, torch's RMSNorm is composed of operations that keep copies in float."""
+    """Without a kernel of its own, torch's RMSNorm is composed of operations that keep copies in float.
+
+    The ranks of a `group` hold equal parts of the last dimension.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, eps: float, group: dist.ProcessGroup | None
+    ) -> torch.Tensor:
         total = torch.promote_types(hidden.dtype, torch.float32)
         norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=total)
-        scale = norm.square_().div_(hidden.size(-1)).add_(eps).rsqrt_()
+        scale = _mean(norm.square_(), hidden.size(-1), group).add_(eps).rsqrt_()
         ctx.save_for_backward(hidden, weight, scale)
+        ctx.group = group
         # A product of two precisions would be slow on CPU.
         return (hidden.to(total) * scale).mul_(weight).to(weight.dtype)
 
@@ -65,7 +76,15 @@ class _RMSNorm(torch.autograd.Function):
         grad, factor = grads[0].to(scale.dtype), weight.to(scale.dtype)
         normal = hidden.to(scale.dtype) * scale
         product = grad * normal
-        share = (product @ factor).div_(hidden.size(-1)).unsqueeze(-1)
+        share = _mean(product @ factor, hidden.size(-1), ctx.group).unsqueeze(-1)
         of_weight = product.flatten(0, -2).sum(0)
         of_hidden = torch.mul(grad, factor, out=product).sub_(normal.mul_(share)).mul_(scale)
-        return of_hidden.to(hidden.dtype), of_weight.to(weight.dtype), None
+        return of_hidden.to(hidden.dtype), of_weight.to(weight.dtype), None, None
+
+
+def _mean(total: torch.Tensor, width: int, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """Return the mean over `width` elements on each rank, from their sum, which is overwritten."""
+    if group is None:
+        return total.div_(width)
+    dist.all_reduce(total, group=group)
+    return total.div_(width * group.size())

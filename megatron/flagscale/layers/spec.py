@@ -17,12 +17,14 @@ from megatron.core.transformer.multi_token_prediction import MultiTokenPredictio
 from megatron.core.transformer.torch_norm import L2Norm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
+from flagscale.checks.norms import ACROSS_HEADS
 from megatron.flagscale.layers.activation import ActivatedLinear, GatedActivation, Unchanged, computes
 from megatron.flagscale.layers.attention import Attention, SelfAttention
 from megatron.flagscale.layers.experts import GroupedExperts
 from megatron.flagscale.layers.latent import LatentAttention
 from megatron.flagscale.layers.latent_core import LatentCore
 from megatron.flagscale.layers.norm import Norm
+from megatron.flagscale.layers.norm_across_heads import NormedSelfAttention
 from megatron.flagscale.layers.norm_position import place_norms, position_in
 
 
@@ -73,7 +75,8 @@ def _use_ours(layer: Any, transformer: Any) -> None:
     """Replace norms, attention, activations and grouped experts in the submodules of a layer."""
     attention = layer.self_attention.submodules
     latent = transformer.multi_latent_attention
-    layer.self_attention.module = LatentAttention if latent else SelfAttention
+    ours = NormedSelfAttention if getattr(transformer, ACROSS_HEADS, False) else SelfAttention
+    layer.self_attention.module = LatentAttention if latent else ours
     attention.core_attention = LatentCore if latent else Attention
     for owner in (layer, attention):
         for name in vars(owner):
