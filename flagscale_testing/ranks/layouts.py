@@ -55,6 +55,10 @@ MTP = "--mtp-num-layers 1"
 PARTS = f"""{EXPERTS} {SIGMOID} {GROUPS} {MTP} --moe-layer-freq ([0]+[1]*3)
     --moe-router-load-balancing-type seq_aux_loss --moe-aux-loss-coeff 1e-3
     --moe-shared-expert-intermediate-size 32"""
+SINKS = f"""--normalization RMSNorm --untie-embeddings-and-output-weights
+    --group-query-attention --num-query-groups 2 --softmax-type learnable --window-size 9,0
+    --window-attn-skip-freq 2 --quick-geglu --glu-linear-offset 1 --activation-func-clamp-value 7
+    --position-embedding-type yarn --rotary-scaling-factor 32 --no-yarn-correction-range-round-to-int {MOE}"""
 PACKED = "--reset-position-ids --reset-attention-mask --eod-mask-loss"
 TOWER = """--vision-image-size 30 --vision-patch-size 7 --vision-num-layers 3 --vision-hidden-size 64
     --vision-ffn-hidden-size 96 --vision-num-attention-heads 2 --image-token 250 --video-token 251"""
@@ -100,6 +104,8 @@ MODELS: dict[str, Sequence[str]] = {
         "sigmoid": f"{LLAMA} {EXPERTS} {SIGMOID} {UNAIDED}",
         "groups": f"""{LLAMA} {EXPERTS} {GROUPS} {SEQUENCE} --moe-router-pre-softmax --moe-router-dtype fp64
             --init-method-std 0.06""",
+        "sinks": SINKS,
+        "sinks, packed": f"{SINKS} {PACKED}",
         "gated": f"{LLAMA} {MOE} --moe-shared-expert-intermediate-size 48 --moe-shared-expert-gate",
         "mtp": f"{LLAMA} {MTP}",
         "mtp, tied": "--position-embedding-type rope --mtp-num-layers 2 --mtp-loss-scaling-factor 0.3",

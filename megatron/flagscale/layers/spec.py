@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 from megatron.flagscale.layers.activation import ActivatedLinear, GatedActivation, Unchanged, computes
 from megatron.flagscale.layers.attention import Attention, SelfAttention
-from megatron.flagscale.layers.experts import GroupedExperts
+from megatron.flagscale.layers.experts import BiasedExperts, GroupedExperts
 from megatron.flagscale.layers.latent import LatentAttention
 from megatron.flagscale.layers.latent_core import LatentCore
 from megatron.flagscale.layers.norm import Norm
@@ -66,7 +66,7 @@ def prediction_heads_spec(
 
 
 def _use_ours(layer: Any, transformer: Any) -> None:
-    """Replace norms, attention, activations and grouped experts in the submodules of a layer."""
+    """Replace norms, attention, activations and experts in the submodules of a layer."""
     attention = layer.self_attention.submodules
     latent = transformer.multi_latent_attention
     layer.self_attention.module = LatentAttention if latent else SelfAttention
@@ -81,8 +81,9 @@ def _use_ours(layer: Any, transformer: Any) -> None:
     transformer.use_te_activation_func = computes(transformer)
     if computes(transformer):
         _set_activations(mlp)
-    if transformer.moe_grouped_gemm and isinstance(mlp, MoESubmodules):
-        mlp.experts = partial(GroupedExperts, **mlp.experts.keywords)
+    if isinstance(mlp, MoESubmodules) and (transformer.moe_grouped_gemm or transformer.add_bias_linear):
+        kind = GroupedExperts if transformer.moe_grouped_gemm else BiasedExperts
+        mlp.experts = partial(kind, **mlp.experts.keywords)
 
 
 def _set_activations(mlp: MLPSubmodules | MoESubmodules) -> None:
