@@ -50,7 +50,8 @@ def verify_logits(huggingface: Path, checkpoint: Path, model: Model, hint: str =
     # A folder's own code never runs: the class is one of transformers.
     kind = getattr(transformers, class_of(model))
     # Keys of the folder may choose kernels that are not installed here, or another form of the outputs.
-    fixed = {"attn_implementation": "sdpa", "output_attentions": False, "return_dict": True}
+    attention = "sdpa" if kind._supports_sdpa else "eager"
+    fixed = {"attn_implementation": attention, "output_attentions": False, "return_dict": True}
     opened = kind.from_pretrained(huggingface, dtype=torch.float32, local_files_only=True, **fixed)
     sample = sample_of(model, tokens, opened.config.image_token_index) if model.vision else None
     with torch.no_grad():

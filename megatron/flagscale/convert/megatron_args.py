@@ -36,6 +36,7 @@ ARCHITECTURE = (
     "qk_l2_norm",
     "softmax_type",
     "activation_func_clamp_value",
+    "glu_linear_offset",
     "window_size",
     "window_attn_skip_freq",
     "no_rope_freq",
@@ -113,6 +114,7 @@ POSITIONS = "position_embedding_type"
 YARN = {"original": "yarn_original_max_position_embeddings"} | {
     name: f"yarn_{name}" for name in ("beta_fast", "beta_slow")
 }
+YARN["truncate"] = "yarn_correction_range_round_to_int"
 """Fields of `Yarn` -> arguments whose null stands for the same values."""
 
 

@@ -18,6 +18,7 @@ BUILT_IN = {
     "qwen3": f"{_HERE}.qwen3:QWEN3",
     "qwen2_moe": f"{_HERE}.qwen2_moe:QWEN2_MOE",
     "qwen3_moe": f"{_HERE}.qwen3_moe:QWEN3_MOE",
+    "gpt_oss": f"{_HERE}.gpt_oss:GPT_OSS",
     "deepseek_v2": f"{_HERE}.deepseek_v2:DEEPSEEK_V2",
     "deepseek_v3": f"{_HERE}.deepseek_v3:DEEPSEEK_V3",
 }
