@@ -71,6 +71,14 @@ def test_a_model_survives_megatrons_arguments() -> None:
             model_of({**arguments, name: value}, model.vocab, "checkpoint")
 
 
+def test_yarn_is_rounded_where_the_key_or_the_argument_is_missing() -> None:
+    scaling = {key: value for key, value in public()["rope_scaling"].items() if key != "truncate"}
+    model = read_config(public(rope_scaling=scaling), "config.json")
+    assert not [name for name in task_arguments(model) if "round_to_int" in name]
+    arguments = {**checkpoint_arguments(model), "yarn_correction_range_round_to_int": None}
+    assert model_of(arguments, model.vocab, "checkpoint") == model
+
+
 def test_a_model_without_a_window_is_read_and_written() -> None:
     model = read_config(public(max_position_embeddings=64, sliding_window=128), "config.json")
     assert model.window == 0

@@ -114,8 +114,9 @@ POSITIONS = "position_embedding_type"
 YARN = {"original": "yarn_original_max_position_embeddings"} | {
     name: f"yarn_{name}" for name in ("beta_fast", "beta_slow")
 }
-YARN["truncate"] = "yarn_correction_range_round_to_int"
 """Fields of `Yarn` -> arguments whose null stands for the same values."""
+TRUNCATE = "yarn_correction_range_round_to_int"
+"""The argument for `Yarn.truncate`; null means true."""
 
 
 def task_arguments(model: Model) -> dict[str, Any]:
@@ -186,6 +187,7 @@ def _arguments(model: Model) -> Iterator[tuple[str, Any]]:
             yield from ((name, getattr(yarn, name)) for name in ("mscale", "mscale_all_dim"))
             for field, name in YARN.items():
                 yield name, None if getattr(yarn, field) == getattr(usual, field) else getattr(yarn, field)
+            yield TRUNCATE, yarn.truncate
         elif family.is_latent:
             yield "rope_type", "rope"
     yield "layernorm_epsilon", model.norm_eps
