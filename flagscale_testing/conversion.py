@@ -89,6 +89,14 @@ _BY_TYPE = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
 }
+_GPT_OSS = {
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "head_dim": 32,
+    "sliding_window": 16,
+    "rope_parameters": {**_YARN, "factor": 32.0, "truncate": False},
+    "max_position_embeddings": 2048,
+}
 
 
 _QWEN_MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
@@ -121,6 +129,8 @@ CASES = {
     "Gemma-2": Case("Gemma2", {**_GEMMA, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}),
     "Gemma-3": Case("Gemma3Text", {**_GEMMA, "sliding_window_pattern": 2, "rope_parameters": _BY_TYPE}),
     "OLMo-2": Case("Olmo2", {"rope_theta": 500000.0, "rms_norm_eps": 1e-6}, 4, _SPREAD, "TP2 SP PP2"),
+    "gpt-oss": Case("GptOss", _GPT_OSS, 2, EP2, "EP2"),
+    "gpt-oss, all splits": Case("GptOss", _GPT_OSS, 4, _CUT, "TP2 SP PP2 EP2"),
     "DeepSeek-V2": Case("DeepseekV2", _deepseek(routed_scaling_factor=16.0, **_GROUPS), 2, EP2, "EP2"),
     "DeepSeek-V2-Lite": Case("DeepseekV2", _deepseek(q_lora_rank=None), 4, _SPREAD, "TP2 SP PP2"),
     "DeepSeek-V3": Case(
@@ -182,7 +192,7 @@ def make_model(case: Case, folder: Path, seed: int = 0) -> Any:
     with torch.no_grad():
         buffers = [(name, one) for name, one in model.named_buffers() if name.endswith("bias")]
         for name, parameter in (*model.named_parameters(), *buffers):
-            if parameter.dim() == 1:
+            if parameter.dim() == 1 or name.endswith("bias"):
                 parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.2)
     model.save_pretrained(folder)
     if case.mtp:

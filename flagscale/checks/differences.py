@@ -19,13 +19,17 @@ _NEEDS = {
         "multi_latent_attention",
     ),
     "rope_scaling_factor": "use_rope_scaling",
-    **dict.fromkeys(ONLY_WITH_YARN, "uses yarn"),
+    **dict.fromkeys((*ONLY_WITH_YARN, "yarn_correction_range_round_to_int"), "uses yarn"),
     "moe_router_bias_update_rate": "moe_router_enable_expert_bias",
     **dict.fromkeys(
         ("mtp_use_repeated_layer", "mtp_loss_scaling_factor", "mtp_detach_heads"), "mtp_num_layers"
     ),
 }
 """Arguments that have no effect without another one; those of experts are recognized by their names."""
+
+
+_ON = ("yarn_correction_range_round_to_int",)
+"""Arguments that are on if they are left out."""
 
 
 def changed(saved: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -36,7 +40,7 @@ def changed(saved: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[st
         switch = _NEEDS.get(name, "num_experts" if name.startswith("moe_") else "")
         is_known = name in saved and name in now
         is_used = not switch or (before.get(switch) and after.get(switch))
-        pairs = ((saved, now), (before, after))
+        pairs = ((before, after),) if name in _ON else ((saved, now), (before, after))
         if is_known and is_used and all(_differ(one[name], other[name]) for one, other in pairs):
             found.append(name)
     return found
@@ -60,6 +64,7 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments with the values that the engine derives for those left out (`validate_args`), and
     whether rotary positions use yarn."""
     done = {**values, "uses yarn": uses_yarn(values)}
+    done |= {name: done[name] is not False for name in _ON if name in done}
     if done.get(MLA) and done.get("rope_type") is None:
         done["rope_type"] = "yarn"
     # A record that was edited or written by another version may hold anything.

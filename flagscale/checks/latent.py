@@ -76,6 +76,9 @@ def latent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
             if values.get(name) not in (default, None):
                 needed = f"`rope_type: yarn`, or `position_embedding_type: yarn` without `{MLA}`"
                 yield name, f"`{name}` has no effect without {needed}"
+        name = "yarn_correction_range_round_to_int"
+        if values.get(name) is False and not values.get(MLA):
+            yield name, f"`{name}: false` has no effect without `position_embedding_type: yarn`; remove it"
 
 
 def uses_yarn(values: Mapping[str, Any]) -> bool:

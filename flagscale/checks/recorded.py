@@ -25,7 +25,7 @@ SHAPE = (
     *("qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "qk_layernorm", "normalization", "swiglu"),
     *("add_bias_linear", "add_qkv_bias", "position_embedding_type", "untie_embeddings_and_output_weights"),
     *("num_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_layer_freq"),
-    *("moe_latent_size", "mtp_use_repeated_layer", "attention_output_gate"),
+    *("moe_latent_size", "mtp_use_repeated_layer", "attention_output_gate", "softmax_type"),
     *("vision_model_type", "vision_image_size", "vision_patch_size", "vision_num_layers"),
     *("vision_hidden_size", "vision_ffn_hidden_size", "vision_num_attention_heads", "mm_patch_merge_type"),
     *NORMS,
@@ -39,6 +39,7 @@ FUNCTION = (
     *("moe_router_topk", "moe_router_score_function", "moe_router_pre_softmax", "moe_router_num_groups"),
     *("moe_router_group_topk", "moe_router_topk_scaling_factor", "moe_apply_probs_on_input", "no_rope_freq"),
     *("window_attn_skip_freq", "activation_func_clamp_value", "glu_linear_offset"),
+    "yarn_correction_range_round_to_int",
     *("image_aspect_ratio", "image_grid_pinpoints"),
     *gemma.SETTINGS,
 )

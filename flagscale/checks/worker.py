@@ -14,7 +14,12 @@ from flagscale.checks.context import context_violations
 from flagscale.checks.data import data_violations
 from flagscale.checks.gemma import gemma_violations
 from flagscale.checks.latent import latent_violations
-from flagscale.checks.layers import cpu_violations, local_violations, torch_violations
+from flagscale.checks.layers import (
+    cpu_violations,
+    local_violations,
+    sink_violations,
+    torch_violations,
+)
 from flagscale.checks.lora import lora_violations
 from flagscale.checks.mask_files import SEPARATE
 from flagscale.checks.megatron import program_violations, silent_violations
@@ -131,6 +136,7 @@ def _machine_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
             what = "`transformer_impl: transformer_engine` needs TransformerEngine, which is not installed"
             yield "transformer_impl", f"{what}; use `torch`, or remove the key"
     yield from context_violations(values)
+    yield from sink_violations(values)
     if layers == "torch":
         # Arguments that no layers support on CPU are reported once.
         blamed = {name for name, _ in on_cpu}

@@ -178,6 +178,8 @@ def _unknown(values: Mapping[str, Any]) -> Iterator[Problem]:
     found = {what: dest for dest, what in UNKNOWN.items() if values.get(dest)}
     for what, dest in found.items():
         yield Problem(f"the planner has no model of {what}", dest)
+    if values.get("softmax_type") not in (None, "vanilla"):
+        yield Problem("the planner has no model of attention with sinks", "softmax_type")
 
 
 def _block(values: Mapping[str, Any], layout: HeteroLayout, number: int, chip: Chip, ranks: int) -> Block:

@@ -60,6 +60,10 @@ GEMMA = f"""{TIED} --norm-position both --apply-layernorm-1p --qk-layernorm --sc
     --query-pre-attn-scalar 20 --glu-activation gelu_tanh --attn-logit-softcapping 2
     --final-logit-softcapping 5 --window-size 9,0 --window-attn-skip-freq 2 --window-rotary-base 100
     --init-method-std 0.06"""
+SINKS = f"""--normalization RMSNorm --untie-embeddings-and-output-weights
+    --group-query-attention --num-query-groups 2 --softmax-type learnable --window-size 9,0
+    --window-attn-skip-freq 2 --quick-geglu --glu-linear-offset 1 --activation-func-clamp-value 7
+    --position-embedding-type yarn --rotary-scaling-factor 32 --no-yarn-correction-range-round-to-int {MOE}"""
 PACKED = "--reset-position-ids --reset-attention-mask --eod-mask-loss"
 TOWER = """--vision-image-size 30 --vision-patch-size 7 --vision-num-layers 3 --vision-hidden-size 64
     --vision-ffn-hidden-size 96 --vision-num-attention-heads 2 --image-token 250 --video-token 251"""
@@ -110,6 +114,8 @@ MODELS: dict[str, Sequence[str]] = {
         "sigmoid": f"{LLAMA} {EXPERTS} {SIGMOID} {UNAIDED}",
         "groups": f"""{LLAMA} {EXPERTS} {GROUPS} {SEQUENCE} --moe-router-pre-softmax --moe-router-dtype fp64
             --init-method-std 0.06""",
+        "sinks": SINKS,
+        "sinks, packed": f"{SINKS} {PACKED}",
         "gated": f"{LLAMA} {MOE} --moe-shared-expert-intermediate-size 48 --moe-shared-expert-gate",
         "mtp": f"{LLAMA} {MTP}",
         "mtp, tied": "--position-embedding-type rope --mtp-num-layers 2 --mtp-loss-scaling-factor 0.3",

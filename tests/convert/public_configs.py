@@ -187,6 +187,50 @@ _DEEPSEEK = {
     "use_cache": True,
 }
 _OF_TRAINING = {"aux_loss_alpha": 0.001, "seq_aux": True, "ep_size": 1, "pretraining_tp": 1}
+_GPT_OSS = {
+    "architectures": ["GptOssForCausalLM"],
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "eos_token_id": 200002,
+    "experts_per_token": 4,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "initial_context_length": 4096,
+    "initializer_range": 0.02,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "max_position_embeddings": 131072,
+    "model_type": "gpt_oss",
+    "num_experts_per_tok": 4,
+    "num_local_experts": 32,
+    "output_router_logits": False,
+    "pad_token_id": 199999,
+    "quantization_config": {
+        "modules_to_not_convert": [
+            "model.layers.*.self_attn",
+            "model.layers.*.mlp.router",
+            "model.embed_tokens",
+            "lm_head",
+        ],
+        "quant_method": "mxfp4",
+    },
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150000,
+    "router_aux_loss_coef": 0.9,
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "transformers_version": "4.55.0.dev0",
+    "use_cache": True,
+}
+_OF_OPENAI = ("experts_per_token", "initial_context_length", "quantization_config")
 _DEEPSEEK_V2 = {
     **_DEEPSEEK,
     **_OF_TRAINING,
@@ -482,6 +526,14 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "OLMo-2 7B": ("olmo2", {**_OLMO2, "num_key_value_heads": 4}),
     "OLMo-2 32B": ("olmo2", _OLMO2),
     "OLMo-2, version 5": ("olmo2", _by_version_5(_OLMO2)),
+    "gpt-oss": ("gpt_oss", _GPT_OSS),
+    "gpt-oss, version 5": (
+        "gpt_oss",
+        _by_version_5(
+            {name: one for name, one in _GPT_OSS.items() if name not in _OF_OPENAI},
+            swiglu_alpha=1.702,
+        ),
+    ),
     "DeepSeek-V2": ("deepseek_v2", _DEEPSEEK_V2),
     "DeepSeek-V2-Lite": (
         "deepseek_v2",

@@ -382,7 +382,9 @@ def test_an_8_bit_output_of_a_tied_model_is_refused_without_scales(quantized: Pa
 
 
 def test_logits_of_8_bit_weights_are_compared_after_conversion(quantized: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--verify-logits: transformers does not compute 8-bit weights"):
+    with pytest.raises(
+        UserError, match=r"--verify-logits: transformers does not compute 8-bit or 4-bit weights"
+    ):
         convert(quantized, tmp_path / "megatron", verify=True)
 
 

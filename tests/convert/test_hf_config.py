@@ -29,7 +29,7 @@ from tests.convert.test_hf_rope import effect
 ROOT = Path(__file__).parents[2]
 WITH_CLASS = (
     *("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
-    *("gemma2", "gemma3"),
+    *("gemma2", "gemma3", "gpt_oss"),
 )
 MODEL = Model("llama", 2, 64, 96, 4, 2, 16, 300, 4096, 1e-5, Rope(), False, "float32")
 

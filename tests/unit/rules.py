@@ -375,6 +375,7 @@ _GIVEN: dict[str, Any] = {
     "mla_down_proj_fusion": True,
 }
 
+_SINKS: dict[str, Any] = {"softmax_type": "learnable", "attention_dropout": 0.0}
 _FOR_OTHER_LAYERS = {"mla": _MLA, "moe": _EXPERTS}
 _OTHER_LAYERS: dict[str, Any] = {
     "mla_down_proj_fusion": True,
@@ -387,7 +388,6 @@ _OTHER_LAYERS: dict[str, Any] = {
     "fp8_format": "hybrid",
     "fp4_format": "e2m1",
     "attention_backend": "flash",
-    "softmax_type": "learnable",
 }
 
 SHARED = [
@@ -473,6 +473,9 @@ SHARED = [
     *(
         Example(given | {name: 8}, f"`{name}` has no effect without `rope_type: yarn`")
         for name, given in zip(ONLY_WITH_YARN, itertools.cycle(({}, _ROPE)), strict=False)
+    ),
+    Example(
+        {"yarn_correction_range_round_to_int": False}, "has no effect without `position_embedding_type: yarn`"
     ),
     Example({"rope_type": "yarn"}, "use `position_embedding_type: yarn`"),
     Example(_MLA | {"rope_type": "rope"}, "set `no_rope_fusion: true`"),
@@ -561,7 +564,6 @@ SHARED = [
     Example({"use_torch_fsdp2": True}, "`use_torch_fsdp2` is not supported on CPU", "cpu"),
     Example({"use_megatron_fsdp": True}, "`use_megatron_fsdp` is not supported on CPU", "cpu"),
     Example({"cuda_graph_impl": "local"}, "`cuda_graph_impl: local` is not supported on CPU", "cpu"),
-    Example(_EXPERTS, "experts with biases are computed wrongly on CPU", "cpu"),
     *(
         Example({name: True}, f"`{name}` needs TransformerEngine, which is not installed", "cpu")
         for name in ("moe_router_fusion", "moe_permute_fusion")
@@ -588,6 +590,20 @@ SHARED = [
         )
         for name, value in _OTHER_LAYERS.items()
     ),
+    Example(_LOCAL | _EXPERTS, "experts with biases are not supported with `transformer_impl: local`"),
+    Example(_LOCAL | _SINKS, "`softmax_type: learnable` is not supported with `transformer_impl: local`"),
+    Example(_TORCH | {"softmax_type": "off-by-one"}, "use `vanilla` or `learnable`"),
+    Example(
+        _TORCH | _SINKS | {"context_parallel_size": 2}, "is not supported with `softmax_type: learnable`"
+    ),
+    Example(
+        _TORCH | _SINKS | _MLA, "`multi_latent_attention` is not supported with `softmax_type: learnable`"
+    ),
+    Example(
+        _TORCH | _SINKS | {"attn_logit_softcapping": 50.0},
+        "`attn_logit_softcapping` is not supported with `softmax_type: learnable`",
+    ),
+    Example(_TORCH | _SINKS | {"attention_dropout": 0.1}, "with `softmax_type: learnable`; set it to 0"),
     Example(_TORCH | _CUT | {"tp_comm_overlap": True}, "`tp_comm_overlap` is not supported with"),
     *(
         Example(layers | {"context_parallel_size": cp, "cp_comm_type": types, **more}, says)

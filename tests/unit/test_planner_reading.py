@@ -113,10 +113,11 @@ def test_bytes_per_parameter(changes: dict[str, Any], numbers: tuple[float, ...]
 
 def test_what_the_planner_does_not_know_is_named_at_once() -> None:
     with pytest.raises(UserError) as error:
-        read(is_hybrid_model=True, use_torch_fsdp2=True, vocab_size=None)
+        read(is_hybrid_model=True, use_torch_fsdp2=True, softmax_type="learnable", vocab_size=None)
     assert [where.split(":")[0] for where in error.value.messages] == [
         "is_hybrid_model",
         "use_torch_fsdp2",
+        "softmax_type",
         "padded_vocab_size",
     ]
 

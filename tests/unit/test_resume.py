@@ -119,6 +119,7 @@ OF_DEEPSEEK: list[tuple[dict[str, Any], str, str]] = [
     ({"no_rope_freq": 2}, "no_rope_freq", NEW_TRAINING),
     ({"window_attn_skip_freq": 2}, "window_attn_skip_freq", NEW_TRAINING),
     ({"moe_latent_size": 16}, "moe_latent_size", "its weights do not fit"),
+    ({"softmax_type": "learnable"}, "softmax_type", "its weights do not fit"),
 ]
 NOTICED_OF_DEEPSEEK = (
     *("mtp_loss_scaling_factor", "moe_router_bias_update_rate", "moe_z_loss_coeff"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron.flagscale.layers.attention import SelfAttention
 from megatron.flagscale.layers.norm import Norm
+from megatron.flagscale.layers.self_attention import SelfAttention
 from tests.worker.test_layers import error
 from tests.worker.test_layers_kept import BATCH, HIDDEN, LENGTH, layer_of, patched, settings, two_ranks
 

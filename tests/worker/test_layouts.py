@@ -26,6 +26,7 @@ NAMES = (
     "gpt: TP2 SP PP2 distributed optimizer",
     "moe: EP2 TP2 SP, ETP1",
     "moe: EP2 TP2 SP, ETP2, alltoall dispatch, grouped",
+    "sinks: EP2 TP2 SP, ETP1",
     "packed: Megatron's local layers, masks in memory",
     "packed: CP2",
     "packed: PP4, documents masked on middle stages",

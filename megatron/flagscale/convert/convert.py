@@ -145,7 +145,7 @@ def convert(
         hint = "convert it with `--to megatron` first, and the result with `--verify-logits`"
         raise UserError([Problem(what, "--verify-logits", hint)])
     if verify and isinstance(source, HuggingFaceSource) and source.is_scaled:
-        what = "transformers does not compute 8-bit weights here"
+        what = "transformers does not compute 8-bit or 4-bit weights here"
         hint = "convert without it first, and the result with `--to huggingface --verify-logits`"
         raise UserError([Problem(what, "--verify-logits", hint)])
     opened = source

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from flagscale.errors import Problem, short
-from megatron.flagscale.convert import block_scales
+from megatron.flagscale.convert import block_scales, mxfp4
 from megatron.flagscale.convert.families.base import Family
 from megatron.flagscale.convert.hf_defaults import all_keys, generation_defaults
 from megatron.flagscale.convert.hf_rope import ROPE_KEYS
@@ -86,6 +86,8 @@ def surplus_keys(config: Mapping[str, Any], family: Family, where: str) -> Itera
     missing = {**_NEUTRAL, **defaults}
     for key, value in config.items():
         if key == block_scales.KEY and block_scales.block_of(value):
+            continue
+        if key == block_scales.KEY and mxfp4.is_packed(value) and any(row.stacked for row in family.rows):
             continue
         if key in read or key in harmless or same(value, missing.get(key)):
             continue

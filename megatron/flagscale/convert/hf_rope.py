@@ -131,8 +131,9 @@ def _read_yarn(values: Mapping[str, Any], is_latent: bool, report: Report) -> Ya
             f"`{_ORIGINAL}` of the rotary scaling is {short(values.get(_ORIGINAL))}, not a positive number"
         )
         wrong.add(_ORIGINAL)
-    if not same(given["truncate"], True):
-        report(f"`truncate` of the rotary scaling is {short(given['truncate'])}; only True is supported")
+    if not same(given["truncate"], True) and (is_latent or not same(given["truncate"], False)):
+        only = "only True is supported" if is_latent else "it must be true or false"
+        report(f"`truncate` of the rotary scaling is {short(given['truncate'])}; {only}")
     if wrong:
         return Yarn()
     mscale, all_dim = given["mscale"] or 1.0, given["mscale_all_dim"] or 0.0
@@ -145,7 +146,7 @@ def _read_yarn(values: Mapping[str, Any], is_latent: bool, report: Report) -> Ya
         what = f"the rotary scaling has mscale {short(mscale)} and mscale_all_dim {short(all_dim)}"
         report(f"{what}: vLLM ignores them in this family, and transformers does not; remove them")
     fast, slow = float(given["beta_fast"] or 0), float(given["beta_slow"] or 0)
-    return Yarn(values[_ORIGINAL], fast, slow, float(mscale), float(all_dim))
+    return Yarn(values[_ORIGINAL], fast, slow, float(mscale), float(all_dim), given["truncate"] is not False)
 
 
 def _is_scale(value: Any) -> bool:
@@ -161,6 +162,8 @@ def write_rope(rope: Rope) -> dict[str, Any]:
         scaling |= _LLAMA3
     if rope.yarn:
         yarn = asdict(rope.yarn)
+        if yarn["truncate"]:
+            del yarn["truncate"]  # the usual value, which vLLM does not read in every family
         scaling |= {_ORIGINAL: yarn.pop("original"), **yarn}
     config = {_THETA: rope.theta, _PARAMETERS: {_THETA: rope.theta, **scaling}}
     return {**config, _SCALING: scaling} if rope.scaling else config

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from flagscale.checks.stored_tensors import Stored
 from flagscale.checks.weight_files import weights_of
 from flagscale.errors import Problem, UserError
-from megatron.flagscale.convert import block_scales
+from megatron.flagscale.convert import block_scales, mxfp4
 from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.llava import class_of, form_in, ignored, rows_of, usual_name
 from megatron.flagscale.convert.files import read_json
@@ -63,6 +63,10 @@ class HuggingFaceSource:
                 for name in [*self._stored]
                 if name + block_scales.SCALES in self._stored
             }
+        self._packed: dict[str, mxfp4.Packed] = {}
+        if mxfp4.is_packed(config.get(block_scales.KEY)):
+            self._packed = mxfp4.packed_in(self._stored)
+            self._stored = mxfp4.unpacked_tensors(self._stored, self._packed)
         self.notices: tuple[str, ...] = ()
         if unread:
             last = "its last layer" if len(unread) == 1 else f"its last {len(unread)} layers"
@@ -78,6 +82,7 @@ class HuggingFaceSource:
             self.model = replace(self.model, mtp=0)
         problems = list(_differences(self.model, self._as_read(), _assumed(self.model, config)))
         problems += self._wrong_scales()
+        problems += map(Problem, mxfp4.wrong(self._packed))
         problems = problems or list(self._unequal_copies())
         if problems:
             raise UserError([Problem(problem.what, str(folder), problem.hint) for problem in problems])
@@ -94,8 +99,8 @@ class HuggingFaceSource:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether weights are stored as 8-bit floats with scales."""
-        return bool(self._scales)
+        """Whether weights are stored as 8-bit or 4-bit floats with scales."""
+        return bool(self._scales or self._packed)
 
     def _as_read(self) -> dict[str, Stored]:
         """Return what is stored, with the precision that weights have once their scales are applied."""
@@ -131,13 +136,19 @@ class HuggingFaceSource:
 
     def read(self, entry: Entry) -> torch.Tensor:
         """Return the tensor of an entry of `entries(self.model)`, joined into Megatron's form."""
-        return entry.join.join([self._tensor(name) for name in entry.huggingface], self.model)
+        expert = entry.expert if entry.stacked else None
+        return entry.join.join([self._tensor(name, expert) for name in entry.huggingface], self.model)
 
     def _dtype(self, name: str) -> torch.dtype:
         return torch.bfloat16 if name in self._scales else NAMES[self._stored[name].dtype]
 
-    def _tensor(self, name: str) -> torch.Tensor:
-        tensor = read_tensor(self._stored[name].file, self._names[name])
+    def _tensor(self, name: str, expert: int | None = None) -> torch.Tensor:
+        if name in self._packed:
+            packed = self._packed[name]
+            assert expert is not None
+            blocks = read_tensor(packed.blocks.file, name + mxfp4.BLOCKS, expert)
+            return mxfp4.unpacked(blocks, read_tensor(packed.scales.file, name + mxfp4.SCALES, expert))
+        tensor = read_tensor(self._stored[name].file, self._names[name], expert)
         if name not in self._scales:
             return tensor
         assert self._block
@@ -145,11 +156,11 @@ class HuggingFaceSource:
         return block_scales.scaled(tensor, scales, self._block)
 
 
-def read_tensor(path: Path, name: str) -> torch.Tensor:
-    """Return a tensor of a safetensors file."""
+def read_tensor(path: Path, name: str, at: int | None = None) -> torch.Tensor:
+    """Return a tensor of a safetensors file, or the part of it at an index of its first axis."""
     # Reopened for each tensor: pages of a file that stays open would count as memory of this process.
     with safe_open(path, framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(name)
+        tensor: torch.Tensor = file.get_tensor(name) if at is None else file.get_slice(name)[at]
         return tensor
 
 
@@ -205,7 +216,7 @@ def _differences(model: Model, stored: Mapping[str, Stored], assumed: str) -> It
     expected = {
         name: shape
         for entry in entries(model)
-        for name, shape in zip(entry.huggingface, entry.parts, strict=True)
+        for name, shape in zip(entry.huggingface, entry.stored_shapes, strict=True)
     }
     copies = {name: entry.shape for entry in entries(model) for name in entry.copies}
     buffers, (output, _) = ignored(model), _tied_names(model)

@@ -31,14 +31,15 @@ class HuggingFaceTarget:
         self._shards = WeightWriter(folder, self._planned.values(), shard_bytes)
 
     def write(self, entry: Entry, tensor: torch.Tensor) -> None:
-        """Append the tensors of an entry; call it in the order of the entries."""
+        """Append the tensors of an entry, or its parts of stacked ones; call it in the entries' order."""
         parts = [*entry.join.split(tensor, self._model), *(tensor for _ in entry.copies)]
         for name, part in zip((*entry.huggingface, *entry.copies), parts, strict=True):
             self._append(name, part)
 
     def _append(self, name: str, part: torch.Tensor) -> None:
         planned = self._planned[name]
-        assert (part.shape, CODES[part.dtype]) == (planned.shape, planned.dtype)
+        assert part.shape == planned.shape[len(planned.shape) - part.dim() :]
+        assert CODES[part.dtype] == planned.dtype
         self._shards.append(name, [part.contiguous().view(-1).view(torch.uint8).numpy()])
 
     def finish(self) -> None:
@@ -56,7 +57,9 @@ class HuggingFaceTarget:
 def _planned(dtypes: Mapping[Entry, torch.dtype], model: Model) -> Iterator[Planned]:
     """Yield all tensors of a folder in order: those of the entries, then the fillings."""
     for entry, dtype in dtypes.items():
-        shapes = [*entry.parts, *(entry.shape for _ in entry.copies)]
+        if entry.stacked and entry.expert:
+            continue  # planned with the first expert
+        shapes = [*entry.stored_shapes, *(entry.shape for _ in entry.copies)]
         for name, shape in zip((*entry.huggingface, *entry.copies), shapes, strict=True):
             yield Planned(name, CODES[dtype], shape, dtype.itemsize * math.prod(shape))
     for name in fillings(model):

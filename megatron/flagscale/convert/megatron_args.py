@@ -37,6 +37,7 @@ ARCHITECTURE = (
     "qk_l2_norm",
     "softmax_type",
     "activation_func_clamp_value",
+    "glu_linear_offset",
     "window_size",
     "window_attn_skip_freq",
     "no_rope_freq",
@@ -118,6 +119,8 @@ YARN = {"original": "yarn_original_max_position_embeddings"} | {
     name: f"yarn_{name}" for name in ("beta_fast", "beta_slow")
 }
 """Fields of `Yarn` -> arguments whose null stands for the same values."""
+TRUNCATE = "yarn_correction_range_round_to_int"
+"""The argument for `Yarn.truncate`; null means true."""
 
 
 def task_arguments(model: Model) -> dict[str, Any]:
@@ -188,6 +191,7 @@ def _arguments(model: Model) -> Iterator[tuple[str, Any]]:
             yield from ((name, getattr(yarn, name)) for name in ("mscale", "mscale_all_dim"))
             for field, name in YARN.items():
                 yield name, None if getattr(yarn, field) == getattr(usual, field) else getattr(yarn, field)
+            yield TRUNCATE, yarn.truncate
         elif family.is_latent:
             yield "rope_type", "rope"
     yield "layernorm_epsilon", model.norm_eps

@@ -15,6 +15,7 @@ from megatron.flagscale.convert.megatron_args import (
     DROPOUTS,
     OF_SIZES,
     POSITIONS,
+    TRUNCATE,
     YARN,
     engine_defaults,
     expected_arguments,
@@ -171,4 +172,5 @@ def _rope(args: Mapping[str, Any]) -> Rope:
 
 def _yarn(args: Mapping[str, Any]) -> Yarn:
     given = {field: args[name] for field, name in YARN.items() if args[name] is not None}
-    return Yarn(**given, mscale=args["mscale"], mscale_all_dim=args["mscale_all_dim"])
+    scales = {name: args[name] for name in ("mscale", "mscale_all_dim")}
+    return Yarn(**given, **scales, truncate=args[TRUNCATE] is not False)

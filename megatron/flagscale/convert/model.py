@@ -18,7 +18,8 @@ class Yarn:
 
     Frequencies between `beta_slow` and `beta_fast` turns in `original` positions are interpolated. Cosines
     and sines are multiplied by `scale(mscale) / scale(mscale_all_dim)`, and the attention's logits by the
-    square of `scale(mscale_all_dim)`, where `scale(m)` is `0.1 * m * log(factor) + 1`.
+    square of `scale(mscale_all_dim)`, where `scale(m)` is `0.1 * m * log(factor) + 1`. `truncate` rounds the
+    ends of the interpolated range to whole dimensions.
     """
 
     original: int = 4096
@@ -26,6 +27,7 @@ class Yarn:
     beta_slow: float = 1.0
     mscale: float = 1.0
     mscale_all_dim: float = 0.0
+    truncate: bool = True
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class Entry:
 
     `huggingface` names the tensors from which it is joined; `parts` are their shapes. Hugging Face's format
     holds the whole tensor once more as each of `copies`. The precision of an `exact` tensor never changes.
+    `stacked` is the number of experts if each Hugging Face tensor holds those of all of them, otherwise 0.
     """
 
     megatron: str
@@ -40,6 +41,12 @@ class Entry:
     join: Join
     copies: tuple[str, ...]
     exact: bool
+    stacked: int = 0
+
+    @property
+    def stored_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the tensors in Hugging Face's format, in the order of `huggingface`."""
+        return tuple((self.stacked, *part) if self.stacked else part for part in self.parts)
 
     @property
     def has_vocabulary(self) -> bool:
@@ -96,9 +103,10 @@ def entries(model: Model) -> Iterator[Entry]:
                 if "layer" in place and not row.when(model, place["layer"]):
                     continue
                 copies = tuple(name.format(**depth) for depth in depths for name in row.copies)
-                several = any("{expert}" in name for name in row.huggingface)
+                several = row.stacked or any("{expert}" in name for name in row.huggingface)
+                stacked = model.experts if row.stacked else 0
                 for expert in range(model.experts) if several else (None,):
-                    yield _entry(sizes, row, place, expert, copies)
+                    yield _entry(sizes, row, place, expert, copies, stacked)
 
 
 def _tied(rows: Sequence[Row]) -> list[Row]:
@@ -122,6 +130,7 @@ def _entry(
     place: Mapping[str, int],
     expert: int | None,
     copies: tuple[str, ...],
+    stacked: int,
 ) -> Entry:
     return Entry(
         row.megatron.format(**place),
@@ -133,4 +142,5 @@ def _entry(
         row.join,
         copies,
         row.exact,
+        stacked,
     )

@@ -130,7 +130,7 @@ class TorchRanksSource:
         self.folder, self.model = checkpoint, model
         args = read_arguments(checkpoint)
         self._layout = _Layout.of(checkpoint, args)
-        self._is_gated = bool(args.get("swiglu"))
+        self._is_gated = bool(args.get("swiglu") or args.get("quick_geglu"))
         self._parts: dict[Place, dict[int, torch.Tensor]] = defaultdict(dict)
         self._collect()
         if problems := [Problem(what, str(checkpoint)) for what in self._differences()]:

@@ -40,21 +40,25 @@ class WeightWriter:
         self._shards = _divided(planned, shard_bytes)
         self._places = self._numbered()
         self._number = -1
+        self._current, self._left = "", 0
         self._file: BinaryIO | None = None
 
     def append(self, name: str, pieces: Iterable[Buffer]) -> None:
-        """Write the bytes of the next tensor, which must have this name."""
-        number, planned = next(self._places)
-        assert name == planned.name
-        if number != self._number:
-            self._open(number)
+        """Write the bytes of the next tensor, which must have this name, or of the current one's rest."""
+        if not self._left:
+            number, planned = next(self._places)
+            self._current, self._left = planned.name, planned.size
+            if number != self._number:
+                self._open(number)
         assert self._file is not None
-        assert sum(map(self._file.write, pieces)) == planned.size
+        assert name == self._current
+        self._left -= sum(map(self._file.write, pieces))
+        assert self._left >= 0
 
     def finish(self) -> None:
         """Close the last shard; write the index if there are several."""
         self.close()
-        assert next(self._places, None) is None, "not every tensor was written"
+        assert (self._left, next(self._places, None)) == (0, None), "not every tensor was written"
         if len(self._shards) > 1:
             places = {one.name: self._name(number) for number, one in self._numbered()}
             index = {

@@ -10,11 +10,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer import attention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.utils import is_layer_window_attention
+from megatron.core.transformer.utils import (
+    is_layer_window_attention,
+    make_sharded_tensors_for_checkpoint,
+)
 
 from flagscale.checks.gemma import ATTENTION_CAP
 from megatron.flagscale.chips import chip
@@ -22,33 +25,11 @@ from megatron.flagscale.layers.context import gather_sequence, local_chunks, zig
 from megatron.flagscale.layers.documents import document_attention
 from megatron.flagscale.layers.exchange import to_heads, to_sequence, whole_mask
 from megatron.flagscale.layers.kernels import causal_attention
+from megatron.flagscale.layers.sinks import sink_attention
 from megatron.flagscale.layers.soft_cap import capped_attention
 from megatron.flagscale.layers.storage import compact
-from megatron.flagscale.layers.window_rotary import window_angles, window_base
 
 _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal, AttnMaskType.causal_bottom_right)
-
-
-class SelfAttention(attention.SelfAttention):
-    """Megatron's layer; with `window_rotary_base`, its rotary positions have that base if it has a window.
-
-    If it recomputes its core attention, that keeps no more than the core's inputs.
-    """
-
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, *rest: Any, **named: Any
-    ) -> Any:
-        base, angles = window_base(self.config, self.layer_number), named.get("rotary_pos_emb")
-        if base is not None and angles is not None:
-            named["rotary_pos_emb"] = window_angles(angles, base, self.config, self.pg_collection.cp)
-        return super().forward(hidden_states, attention_mask, *rest, **named)
-
-    def _checkpointed_attention_forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **named: Any
-    ) -> torch.Tensor:
-        tensors = compact(query, key, value)
-        out: torch.Tensor = super()._checkpointed_attention_forward(*tensors, *rest, **named)
-        return out
 
 
 class Attention(MegatronModule):
@@ -60,6 +41,8 @@ class Attention(MegatronModule):
     part, and a mask has this rank's rows of the whole matrix. Instead of a mask, a causal layer accepts the
     start positions of documents in the whole sequence, integers `[b, s]` (see documents.py): other documents
     are then hidden.
+
+    With `softmax_type: learnable`, each head has a sink (see sinks.py): `softmax_offset [heads of the rank]`.
     """
 
     def __init__(
@@ -86,6 +69,36 @@ class Attention(MegatronModule):
         is_window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         self.window = config.window_size if is_window else None
         self.cap: float | None = getattr(config, ATTENTION_CAP, None)
+        self.softmax_offset: torch.nn.Parameter | None = None
+        if config.softmax_type == "learnable":
+            self.softmax_offset = self._sinks(groups)
+
+    def _sinks(self, groups: ProcessGroupCollection) -> torch.nn.Parameter:
+        self.tp_group = groups.tp
+        heads = self.config.num_attention_heads // groups.tp.size()
+        made = torch.empty(heads, device=chip().device(), dtype=self.config.params_dtype)
+        sinks = torch.nn.Parameter(made)
+        tensor_parallel.set_tensor_model_parallel_attributes(sinks, is_parallel=True, dim=0, stride=1)
+        if self.config.perform_initialization:
+            self.config.init_method(sinks)
+        return sinks
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """Return the sinks, cut by heads, under the engine's name; nothing if there are none."""
+        if self.softmax_offset is None:
+            return {}
+        assert metadata is not None
+        own = {"softmax_offset": self.softmax_offset}
+        return make_sharded_tensors_for_checkpoint(
+            *(own, prefix, {"softmax_offset": 0}, sharded_offsets),
+            tp_group=self.tp_group,
+            dp_cp_group=metadata["dp_cp_group"],
+        )
 
     def forward(
         self,
@@ -122,6 +135,8 @@ class Attention(MegatronModule):
         # After rotary embeddings, the values are all that is left of the linear layer's output.
         query, key, value = compact(query, key, value)
         dropout = self.dropout if self.training else 0.0
+        if self.softmax_offset is not None:
+            return self._with_sinks(query, key, value, mask, starts, causal, dropout)
         is_plain = mask is None and causal and not self.window and not dropout and self.cap is None
         scale = query.size(-1) ** -0.5 if self.scale is None else self.scale
         if self.cp_group and is_plain and starts is None:
@@ -166,6 +181,28 @@ class Attention(MegatronModule):
             band = self._visible(query, key, starts)
             seen = band if seen is None else seen & band
         return seen
+
+    def _with_sinks(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        starts: torch.Tensor | None,
+        causal: bool,
+        dropout: float,
+    ) -> torch.Tensor:
+        is_whole = not self.cp_group and self.exchange is None and query.size(0) == key.size(0)
+        if mask is not None or dropout or not causal or not is_whole:
+            raise NotImplementedError(
+                "`softmax_type: learnable` with --transformer-impl torch does not support masks, "
+                "attention dropout, context parallelism or cached keys"
+            )
+        assert self.softmax_offset is not None
+        q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        scale = query.size(-1) ** -0.5 if self.scale is None else self.scale
+        before = self.window[0] if self.window and self.window[0] >= 0 else None
+        return _hidden(sink_attention(q, k, v, self.softmax_offset, scale, before, starts))
 
     def _chunks(self, query: torch.Tensor, key: torch.Tensor) -> tuple[tuple[int, int], ...]:
         """Return the queries' positions in `key`'s sequence; the last ones without context parallelism."""

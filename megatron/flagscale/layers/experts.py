@@ -12,6 +12,22 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.flagscale.layers.activation import activated_product, computes
 
 
+class BiasedExperts(SequentialMLP):
+    """Megatron's experts, one after the other, with biases; each expert is on one tensor parallel rank.
+
+    Megatron-core 0.19.2 (`RowParallelLinear`) reduces the output even then, unless experts are spread over
+    ranks, and `MLP` adds the bias to it in place, which autograd refuses. With sequence parallelism, it also
+    marks the bias as one whose gradient is summed over the tensor parallel ranks. These hold different
+    experts, or the same ones, whose gradients are summed already.
+    """
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        for expert in self.local_experts:
+            expert.linear_fc2.explicit_expert_comm = True
+            expert.linear_fc2.bias.sequence_parallel = False
+
+
 class GroupedExperts(SequentialMLP):
     """Megatron's experts, with the same weights, names and checkpoints, computed together.
 

@@ -82,10 +82,18 @@ class _Causal(torch.autograd.Function):
 
 
 def plain_attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    causal: bool,
+    scale: float,
+    hidden: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute `attend` in plain operations: for devices without a kernel, and as their reference in tests."""
-    scores = _scores(q, k, causal, scale)
+    """Compute `attend` in plain operations: for devices without a kernel, and as their reference in tests.
+
+    Keys that are `hidden`, `[queries, keys]` or `[batch, queries, keys]`, are left out.
+    """
+    scores = _scores(q, k, causal, scale, hidden)
     lse = scores.logsumexp(-1)
     probabilities = torch.exp(scores - lse[..., None])
     return (probabilities @ v.float()[:, :, None]).flatten(1, 2).to(q.dtype), lse.flatten(1, 2)
@@ -100,12 +108,13 @@ def plain_attend_backward(
     lse: torch.Tensor,
     causal: bool,
     scale: float,
+    hidden: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Compute `attend_backward` in plain operations."""
+    """Compute `attend_backward` in plain operations, without keys that are `hidden`."""
     groups = k.size(1)
     grad, out, queries = (_by_group(tensor.float(), groups) for tensor in (grad, out, q))
     keys, values = k.float()[:, :, None], v.float()[:, :, None]
-    p = torch.exp(_scores(q, k, causal, scale) - lse.unflatten(1, (groups, -1))[..., None])
+    p = torch.exp(_scores(q, k, causal, scale, hidden) - lse.unflatten(1, (groups, -1))[..., None])
     d_p = grad @ values.transpose(-1, -2)
     d_scores = p * (d_p - (grad * out).sum(-1, keepdim=True)) * scale
     d_k = (d_scores.transpose(-1, -2) @ queries).sum(2)
@@ -118,9 +127,13 @@ def _by_group(tensor: torch.Tensor, groups: int) -> torch.Tensor:
     return tensor.unflatten(1, (groups, -1))
 
 
-def _scores(q: torch.Tensor, k: torch.Tensor, causal: bool, scale: float) -> torch.Tensor:
+def _scores(
+    q: torch.Tensor, k: torch.Tensor, causal: bool, scale: float, hidden: torch.Tensor | None
+) -> torch.Tensor:
     scores = _by_group(q.float(), k.size(1)) @ k.float()[:, :, None].transpose(-1, -2) * scale
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(future, -torch.inf)
+    if hidden is not None:  # the same for all heads
+        scores = scores.masked_fill(hidden[..., None, None, :, :], -torch.inf)
     return scores

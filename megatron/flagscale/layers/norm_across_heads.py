@@ -15,8 +15,8 @@ from megatron.core.transformer.utils import (
     make_sharded_tensors_for_checkpoint,
 )
 
-from megatron.flagscale.layers.attention import SelfAttention
 from megatron.flagscale.layers.norm import Norm
+from megatron.flagscale.layers.self_attention import SelfAttention
 
 
 class NormAcrossHeads(Norm):

@@ -19,13 +19,14 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 from flagscale.checks.norms import ACROSS_HEADS
 from megatron.flagscale.layers.activation import ActivatedLinear, GatedActivation, Unchanged, computes
-from megatron.flagscale.layers.attention import Attention, SelfAttention
-from megatron.flagscale.layers.experts import GroupedExperts
+from megatron.flagscale.layers.attention import Attention
+from megatron.flagscale.layers.experts import BiasedExperts, GroupedExperts
 from megatron.flagscale.layers.latent import LatentAttention
 from megatron.flagscale.layers.latent_core import LatentCore
 from megatron.flagscale.layers.norm import Norm
 from megatron.flagscale.layers.norm_across_heads import NormedSelfAttention
 from megatron.flagscale.layers.norm_position import place_norms, position_in
+from megatron.flagscale.layers.self_attention import SelfAttention
 
 
 def layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
@@ -72,7 +73,7 @@ def prediction_heads_spec(
 
 
 def _use_ours(layer: Any, transformer: Any) -> None:
-    """Replace norms, attention, activations and grouped experts in the submodules of a layer."""
+    """Replace norms, attention, activations and experts in the submodules of a layer."""
     attention = layer.self_attention.submodules
     latent = transformer.multi_latent_attention
     ours = NormedSelfAttention if getattr(transformer, ACROSS_HEADS, False) else SelfAttention
@@ -88,8 +89,9 @@ def _use_ours(layer: Any, transformer: Any) -> None:
     transformer.use_te_activation_func = computes(transformer)
     if computes(transformer):
         _set_activations(mlp)
-    if transformer.moe_grouped_gemm and isinstance(mlp, MoESubmodules):
-        mlp.experts = partial(GroupedExperts, **mlp.experts.keywords)
+    if isinstance(mlp, MoESubmodules) and (transformer.moe_grouped_gemm or transformer.add_bias_linear):
+        kind = GroupedExperts if transformer.moe_grouped_gemm else BiasedExperts
+        mlp.experts = partial(kind, **mlp.experts.keywords)
 
 
 def _set_activations(mlp: MLPSubmodules | MoESubmodules) -> None:

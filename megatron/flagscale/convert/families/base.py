@@ -74,6 +74,8 @@ class Row:
     when: Callable[[Model, int], bool] = always
     copies: tuple[str, ...] = ()
     exact: bool = False
+    stacked: bool = False
+    """Whether one tensor of Hugging Face holds those of all experts, along an axis before the others."""
 
 
 class Kind(NamedTuple):

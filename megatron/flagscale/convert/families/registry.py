@@ -21,6 +21,7 @@ BUILT_IN = {
     "gemma2": f"{_HERE}.gemma2:GEMMA2",
     "gemma3": f"{_HERE}.gemma3:GEMMA3",
     "olmo2": f"{_HERE}.olmo2:OLMO2",
+    "gpt_oss": f"{_HERE}.gpt_oss:GPT_OSS",
     "deepseek_v2": f"{_HERE}.deepseek_v2:DEEPSEEK_V2",
     "deepseek_v3": f"{_HERE}.deepseek_v3:DEEPSEEK_V3",
 }
