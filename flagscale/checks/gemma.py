@@ -19,7 +19,7 @@ TANH_GELU = "gelu_tanh"
 
 def gemma_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield the arguments (by dest) that would have no effect, or that cannot be combined with others."""
-    given = [name for name in SETTINGS if values.get(name) not in (None, False)]
+    given = [name for name in SETTINGS if values.get(name) is not None and values[name] is not False]
     layers = values.get("transformer_impl")
     for name in given:
         if layers != "torch":

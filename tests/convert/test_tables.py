@@ -156,6 +156,16 @@ def test_a_checkpoint_that_matches_no_family_is_refused(changes: dict[str, objec
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("pattern", [None, [1, 0]])
+def test_windows_that_a_gemma_does_not_have_are_refused(pattern: list[int] | None) -> None:
+    for family in ("gemma2", "gemma3"):
+        (model,) = (one for one in MODELS if one.family == family)
+        arguments = {**checkpoint_arguments(model), "window_attn_skip_freq": pattern}
+        with pytest.raises(UserError) as caught:
+            model_of(arguments, 10, "checkpoint", family)
+        assert f"window_attn_skip_freq = {pattern!r}" in str(caught.value)
+
+
 def test_the_wrong_family_is_refused_and_matching_ones_are_listed() -> None:
     with pytest.raises(UserError) as caught:
         model_of(checkpoint_arguments(LLAMA), 10, "checkpoint", "qwen3")

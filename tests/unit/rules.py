@@ -664,6 +664,7 @@ SHARED = [
             ("scale_embedding", True, _LOCAL, "`scale_embedding` needs `transformer_impl: torch`, not local"),
             ("query_pre_attn_scalar", 144, _TORCH | {"spec": ["local"]}, "has no effect with `spec`"),
             ("attn_logit_softcapping", -50, _TORCH | _CALM, "must be positive, not -50"),
+            ("final_logit_softcapping", 0, _TORCH, "must be positive, not 0"),
             ("query_pre_attn_scalar", 144, _TORCH | _MLA, "is not supported with `multi_latent_attention`"),
             ("scale_embedding", True, _TORCH | {"use_mup": True}, "cannot be combined with `use_mup`"),
             ("final_logit_softcapping", 30, _TORCH | _HEADS, "is not supported with `mtp_num_layers`"),

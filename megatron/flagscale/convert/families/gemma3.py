@@ -26,12 +26,19 @@ from megatron.flagscale.convert.model import Model
 
 _ONE_IN = 6
 """The default of transformers: five layers with a window, then one without."""
+_PATTERN = "sliding_window_pattern"
 _TYPES = layer_types(lambda model: model.settings[SKIP])
 
 
 def _rope(model: Model) -> dict[str, Any]:
     assert model.rope is not None
     return write_rope_by_type(model.rope, model.settings[WINDOW_BASE])
+
+
+def _regular(model: Model) -> tuple[Any, ...]:
+    """Return the pattern, or the default if Megatron has windows in all layers or in a list of them."""
+    pattern = model.settings[SKIP]
+    return (pattern if isinstance(pattern, int) else _ONE_IN,)
 
 
 GEMMA3 = llama_like(
@@ -44,15 +51,16 @@ GEMMA3 = llama_like(
     task=TASK,
     scalings=("linear",),
     usual=usual_rope,
+    computed={SKIP: _regular},
     settings=(
         *SETTINGS,
-        Setting("sliding_window_pattern", SKIP, kind=SIZE, unset=_ONE_IN),
+        Setting(_PATTERN, SKIP, kind=SIZE),
         Setting(LOCAL, WINDOW_BASE, kind=POSITIVE),
     ),
     config={**CONFIG, "attn_logit_softcapping": None},  # transformers ignores it, and vLLM does not
     written={"layer_types": _TYPES, "rope_parameters": _rope},
     checks={"layer_types": same_types(_TYPES), "sliding_window": shorter_window},
     harmless=HARMLESS,
-    other_keys={"_sliding_window_pattern": "sliding_window_pattern"},
-    defaults={"rope_theta": 1000000.0, LOCAL: 10000.0, "rope_parameters": None},
+    other_keys={"_sliding_window_pattern": _PATTERN},
+    defaults={_PATTERN: _ONE_IN, "rope_theta": 1000000.0, LOCAL: 10000.0, "rope_parameters": None},
 )
