@@ -41,12 +41,13 @@ def tables() -> str:
 
 
 def rows(folder: str) -> list[str]:
-    """Return the rows of a folder of examples."""
-    return [row(example) for example in real_sizes(folder)]
+    """Return the rows of a folder of examples, the smallest model first."""
+    sizes = {example: parameters(estimated(example)[1].training) for example in real_sizes(folder)}
+    return [row(example) for example in sorted(sizes, key=sizes.__getitem__)]
 
 
 def row(example: str) -> str:
-    """Return the row of an example: one stage's memory, the fullest one's, and the time of a step."""
+    """Return the row of an example; memory is that of the fullest stage."""
     folder, name = example.split("/")
     job, found = estimated(example)
     cells = (
