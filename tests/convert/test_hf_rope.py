@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import pytest
 import torch
 
 from flagscale.errors import UserError
+from megatron.flagscale.convert.convert import convert
 from megatron.flagscale.convert.hf_config import read_config
-from megatron.flagscale.convert.hf_rope import scaling_left_out
 from tests.convert.public_configs import small
 
 ROOT = Path(__file__).parents[2]
@@ -124,12 +125,16 @@ def test_dynamic_scaling_of_another_form_is_refused(scaling: dict[str, Any], mes
     assert message in str(caught.value)
 
 
-def test_dynamic_scaling_that_is_left_out_is_reported() -> None:
-    (notice,) = scaling_left_out({"rope_scaling": _DYNAMIC}, 4096)
-    assert notice.startswith(
-        "the rotary scaling 'dynamic' is left out: it changes only sequences of more than 4096"
-    )
-    assert scaling_left_out({"rope_scaling": _LLAMA3, "rope_parameters": _DYNAMIC}, 4096) == ()
+def test_dynamic_scaling_that_is_left_out_is_reported(
+    copy: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    folder = copy("Qwen2, 2.5", "hf")
+    config = json.loads((folder / "config.json").read_text())
+    for scaling, is_left_out in ((_DYNAMIC, True), ({"type": "linear", "factor": 2.0}, False)):
+        (folder / "config.json").write_text(json.dumps({**config, "rope_scaling": scaling}))
+        notices = convert(folder, tmp_path / "megatron", overwrite=True).notices
+        what = "the rotary scaling 'dynamic' is left out: it changes only sequences longer than 128 ("
+        assert any(what in one for one in notices) == is_left_out
 
 
 AS_VLLM = """
