@@ -22,8 +22,6 @@ from megatron.flagscale.convert.convert import TASK, convert
 
 VOCAB, LENGTH = 250, 64
 EP2 = "--expert-model-parallel-size 2"
-_CUT = f"{TP2} {PP2} {EP2} --expert-tensor-parallel-size 1 --sequence-parallel"
-_SPREAD = f"{TP2} {PP2} --sequence-parallel"
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -35,30 +33,54 @@ YARN = {
 _YARN = {
     "rope_type": "yarn",
     "rope_theta": 1000000.0,
-    "factor": 4.0,
+    "factor": 16.0,
     "original_max_position_embeddings": 64,
 }
+_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 @dataclass(frozen=True)
-class Case:
-    """A model in terms of its transformers configuration, and the layout of its training.
+class Layout:
+    """The number of ranks of a training, and its arguments for them."""
 
-    `layout` holds the training's arguments for it; `padded` means that the training pads the vocabulary.
-    `mtp` is the number of layers for multi-token prediction, which transformers does not save.
-    `named` holds the keys of `config.json` by which the family is published, if not by those of `config`.
+    name: str
+    ranks: int
+    arguments: str
+
+
+DENSE = (Layout("TP2 PP2", 4, f"{TP2} {PP2}"),)
+EXPERTS = (
+    Layout("EP2", 2, EP2),
+    Layout("TP2 SP PP2 EP2", 4, f"{TP2} {PP2} {EP2} --expert-tensor-parallel-size 1 --sequence-parallel"),
+)
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Keys of the number of experts."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model in terms of its transformers configuration.
+
+    `padded` means that its training pads the vocabulary. `mtp` is the number of layers for multi-token
+    prediction, which transformers does not save. `named` holds the keys of `config.json` by which the family
+    is published, if not by those of `config`. `odd` holds what its odd shape needs, and `served` what vLLM
+    needs, beyond the rules of `flagscale_testing.shapes`.
     """
 
     config: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    ranks: int = 4
-    layout: str = f"{TP2} {PP2}"
-    layout_name: str = "TP2 PP2"
     dtype: str = "float32"
     padded: bool = False
     mtp: int = 0
     named: Mapping[str, Any] = field(default_factory=dict)
+    odd: Mapping[str, Any] = field(default_factory=dict)
+    served: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """The layouts of its trainings."""
+        return EXPERTS if any(key in self.settings for key in _EXPERTS) else DENSE
 
 
 _MOONLIGHT = {
@@ -97,57 +119,45 @@ _GPT_OSS = {
     "rope_parameters": {**_YARN, "factor": 32.0, "truncate": False},
     "max_position_embeddings": 2048,
 }
-
-
 _QWEN_MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
-
+_SIX_HEADS = {"num_key_value_heads": 6}
+_FIVE_HEADS = {"num_attention_heads": 5, "num_key_value_heads": 1, "vocab_size": 1003}
+_ODD_GROUPS = {**_SIX_HEADS, "n_routed_experts": 9, "n_group": 3, "topk_group": 2}
 
 CASES = {
     "Aquila": Case(
         "Llama",
         {"num_key_value_heads": 4, "rms_norm_eps": 1e-5},
+        odd=_SIX_HEADS,
         padded=True,
         named={"architectures": ["AquilaForCausalLM"], "model_type": "aquila"},
     ),
     "Llama 2": Case("Llama"),
     "Llama 3.1": Case("Llama", _llama3(8.0)),
     "Llama 3.2, tied": Case("Llama", {**_llama3(32.0), "tie_word_embeddings": True}),
+    "Llama 2, linear": Case("Llama", {"rope_parameters": _LINEAR}),
     "Llama 2, bf16": Case("Llama", dtype="bfloat16"),
     "Mistral": Case("Mistral", {"sliding_window": None}),
-    "Mistral, window": Case("Mistral", {"sliding_window": 16}),
-    "Mixtral": Case("Mixtral", {"num_local_experts": 4}, 2, EP2, "EP2"),
-    "Mixtral, all splits": Case("Mixtral", {"num_local_experts": 4}, 4, _CUT, "TP2 SP PP2 EP2"),
+    "Mistral, window": Case("Mistral", {"sliding_window": 16}, odd=_FIVE_HEADS),
+    "Mixtral": Case("Mixtral", {"num_local_experts": 4}, odd=_FIVE_HEADS),
     "Qwen2, 2.5": Case("Qwen2", {"rope_theta": 1000000.0}),
     "Qwen2, 2.5, tied": Case("Qwen2", {"tie_word_embeddings": True}),
     "Qwen3": Case("Qwen3", {"head_dim": 32}),
     "Qwen3, tied": Case("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
-    "Qwen3, yarn": Case("Qwen3", {"head_dim": 32, "rope_parameters": _YARN, "max_position_embeddings": 256}),
-    "Qwen2-MoE": Case("Qwen2Moe", {**_QWEN_MOE, "shared_expert_intermediate_size": 56}, 2, EP2, "EP2"),
-    "Qwen3-MoE": Case(
-        "Qwen3Moe", {**_QWEN_MOE, "head_dim": 32, "norm_topk_prob": True}, 4, _CUT, "TP2 SP PP2 EP2"
-    ),
+    "Qwen3, yarn": Case("Qwen3", {"head_dim": 32, "rope_parameters": _YARN, "max_position_embeddings": 1024}),
+    "Qwen2-MoE": Case("Qwen2Moe", {**_QWEN_MOE, "shared_expert_intermediate_size": 56}),
+    "Qwen3-MoE": Case("Qwen3Moe", {**_QWEN_MOE, "head_dim": 32, "norm_topk_prob": True}),
     "Gemma-2": Case("Gemma2", {**_GEMMA, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}),
     "Gemma-3": Case("Gemma3Text", {**_GEMMA, "sliding_window_pattern": 2, "rope_parameters": _BY_TYPE}),
-    "OLMo-2": Case("Olmo2", {"rope_theta": 500000.0, "rms_norm_eps": 1e-6}, 4, _SPREAD, "TP2 SP PP2"),
-    "gpt-oss": Case("GptOss", _GPT_OSS, 2, EP2, "EP2"),
-    "gpt-oss, all splits": Case("GptOss", _GPT_OSS, 4, _CUT, "TP2 SP PP2 EP2"),
-    "DeepSeek-V2": Case("DeepseekV2", _deepseek(routed_scaling_factor=16.0, **_GROUPS), 2, EP2, "EP2"),
-    "DeepSeek-V2-Lite": Case("DeepseekV2", _deepseek(q_lora_rank=None), 4, _SPREAD, "TP2 SP PP2"),
+    "OLMo-2": Case("Olmo2", {"rope_theta": 500000.0, "rms_norm_eps": 1e-6}),
+    "gpt-oss": Case("GptOss", _GPT_OSS),
+    "DeepSeek-V2": Case("DeepseekV2", _deepseek(routed_scaling_factor=16.0, **_GROUPS), odd=_ODD_GROUPS),
+    "DeepSeek-V2-Lite": Case("DeepseekV2", _deepseek(q_lora_rank=None), odd=_SIX_HEADS),
     "DeepSeek-V3": Case(
-        "DeepseekV3",
-        _deepseek(n_group=4, topk_group=2, num_nextn_predict_layers=0),
-        4,
-        _CUT,
-        "TP2 SP PP2 EP2",
+        "DeepseekV3", _deepseek(n_group=4, topk_group=2, num_nextn_predict_layers=0), odd=_ODD_GROUPS
     ),
-    "DeepSeek-V3, MTP": Case("DeepseekV3", _deepseek(num_nextn_predict_layers=1), 2, EP2, "EP2", mtp=1),
-    "Moonlight": Case(
-        "DeepseekV3",
-        _deepseek(**_MOONLIGHT, num_nextn_predict_layers=0),
-        4,
-        _SPREAD,
-        "TP2 SP PP2",
-    ),
+    "DeepSeek-V3, MTP": Case("DeepseekV3", _deepseek(num_nextn_predict_layers=1), mtp=1, odd=_SIX_HEADS),
+    "Moonlight": Case("DeepseekV3", _deepseek(**_MOONLIGHT, num_nextn_predict_layers=0), odd=_SIX_HEADS),
 }
 
 
@@ -156,9 +166,9 @@ class Outcome:
     """The results of one model.
 
     `round_trip`: Hugging Face -> Megatron -> Hugging Face is bitwise equal; `trained`: it still is with a
-    training in between that loads the model in the layout, does one step at learning rate 0, and saves.
-    `logits` is the largest difference between the logits of Megatron and transformers, `loss` the difference
-    between their losses in the first step. None if not tried.
+    training in between that loads the model in a layout, does one step at learning rate 0, and saves, for
+    each layout. `logits` is the largest difference between the logits of Megatron and transformers, `loss`
+    the largest between their losses in the first step. None if not tried.
     """
 
     round_trip: bool
@@ -271,11 +281,11 @@ def task_argv_of(task: Mapping[str, Any]) -> list[str]:
     return [part for name, value in options for part in ([name] if value is True else [name, str(value)])]
 
 
-def training(folder: Path, case: Case, data: str, saved: Path) -> list[str]:
+def training(folder: Path, case: Case, layout: Layout, data: str, saved: Path) -> list[str]:
     """Return the arguments of a training that loads, does one step at learning rate 0, and saves."""
     return [
         *task_argv(folder, case),
-        *shlex.split(f"{case.layout} --seq-length {LENGTH} --micro-batch-size 2 --global-batch-size 4"),
+        *shlex.split(f"{layout.arguments} --seq-length {LENGTH} --micro-batch-size 2 --global-batch-size 4"),
         *shlex.split("--train-iters 1 --lr 0 --lr-decay-style constant --log-interval 1 --eval-iters 0"),
         *shlex.split("--tokenizer-type NullTokenizer --split 100,0,0 --use-distributed-optimizer"),
         *("--moe-router-bias-update-rate", "0"),
@@ -283,8 +293,13 @@ def training(folder: Path, case: Case, data: str, saved: Path) -> list[str]:
     ]
 
 
-def run_chain(names: Iterable[str], folder: Path, trained: Iterable[str] = CASES) -> dict[str, Outcome]:
-    """Convert the models of the named cases there and back in `folder`; also train those in `trained`."""
+def run_chain(
+    names: Iterable[str], folder: Path, trained: Iterable[str] = CASES, layouts: int | None = None
+) -> dict[str, Outcome]:
+    """Convert the models of the named cases there and back in `folder`; also train those in `trained`.
+
+    `layouts` is the number of layouts in which a model is trained, at most; None for all of them.
+    """
     data, tokens = write_data(folder)
     torch.save({"tokens": tokens, "pictures": None}, folder / "tokens.pt")
     runs, models = [], {}
@@ -292,17 +307,22 @@ def run_chain(names: Iterable[str], folder: Path, trained: Iterable[str] = CASES
         case, where = CASES[name], folder / name
         models[name] = make_model(case, where / "hf")
         convert(where / "hf", where / "megatron")
-        runs.append(_forward(name, case, where, tokens))
-        if name in trained:
-            argv = training(where / "megatron", case, data, where / "trained")
-            runs.append(Run(f"{name}: training", case.ranks, tuple(argv)))
+        runs.append(logits_run(name, case, where, LENGTH + 1))
+        for layout in case.layouts[:layouts] if name in trained else ():
+            argv = training(where / "megatron", case, layout, data, where / layout.name)
+            runs.append(Run(_training(name, layout), layout.ranks, tuple(argv)))
     curves = run_all(runs, folder / "runs")
     return {name: _outcome(name, folder / name, model, tokens, curves) for name, model in models.items()}
 
 
-def _forward(name: str, case: Case, where: Path, tokens: torch.Tensor) -> Run:
+def _training(name: str, layout: Layout) -> str:
+    return f"{name}: training, {layout.name}"
+
+
+def logits_run(name: str, case: Case, where: Path, length: int) -> Run:
+    """Return a run of Megatron's model in `where` on `tokens.pt` beside it; writes `logits.pt` in `where`."""
     files = [str(where.parent / "tokens.pt"), str(where / "logits.pt")]
-    steps = f"--seq-length {tokens.shape[1]} --micro-batch-size 1 --train-iters 1 --skip-train"
+    steps = f"--seq-length {length} --micro-batch-size 1 --train-iters 1 --skip-train"
     loading = ["--load", str(where / "megatron"), "--mock-data", "--tokenizer-type", "NullTokenizer"]
     argv = (*files, *task_argv(where / "megatron", case), *shlex.split(steps), *loading)
     return Run(f"{name}: logits", 1, argv, "megatron.flagscale.convert.forward:main")
@@ -311,8 +331,9 @@ def _forward(name: str, case: Case, where: Path, tokens: torch.Tensor) -> Run:
 def _outcome(
     name: str, where: Path, model: Any, tokens: torch.Tensor, curves: Mapping[str, Curve]
 ) -> Outcome:
-    training = curves.get(f"{name}: training")
-    error = curves[f"{name}: logits"].error or (training.error if training else "")
+    each = {layout: curves.get(_training(name, layout)) for layout in CASES[name].layouts}
+    trainings = {layout: curve for layout, curve in each.items() if curve}
+    error = "\n".join(one.error for one in (curves[f"{name}: logits"], *trainings.values()) if one.error)
     if error:
         return Outcome(False, float("inf"), False, None, error)
     with torch.no_grad():
@@ -321,9 +342,12 @@ def _outcome(
     difference = (logits - expected).abs().max().item()
     convert(where / "megatron", where / "back")
     came_back = same(where / "hf", where / "back")
-    if training is None:
+    if not trainings:
         return Outcome(came_back, difference, None, None)
-    convert(where / "trained", where / "after")
     loss = torch.nn.functional.cross_entropy(expected[0, :-1], tokens[0, 1:]).item()
-    after = same(where / "hf", where / "after")
-    return Outcome(came_back, difference, after, abs(training.losses[0] - loss))
+    equal = []
+    for layout in trainings:
+        convert(where / layout.name, where / f"after {layout.name}")
+        equal.append(same(where / "hf", where / f"after {layout.name}"))
+    losses = max(abs(curve.losses[0] - loss) for curve in trainings.values())
+    return Outcome(came_back, difference, all(equal), losses)

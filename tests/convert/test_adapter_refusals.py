@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from flagscale.errors import UserError
 from flagscale_testing.adapters import make_trained
+from flagscale_testing.conversion import tensors_of
 from megatron.flagscale.convert.adapter_conversion import export_adapter, import_adapter
 from megatron.flagscale.convert.convert import convert
 from megatron.flagscale.convert.merged import AdapterFolder
@@ -183,6 +184,31 @@ def test_experts_with_a_gate_alone_can_only_be_merged(models: Callable[[str], Pa
     message = refused(export_adapter, tmp_path / "from/trained")
     assert "its experts have gate_proj alone" in message
     merge(tmp_path / "from/trained", tmp_path / "merged", base=base / "hf")
+
+
+def test_experts_that_peft_does_not_read_can_only_be_merged(
+    models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = models("Qwen2-MoE")
+    make_trained(base / "megatron", tmp_path / "from/trained", ["q_proj", "gate_proj", "up_proj"])
+    message = refused(export_adapter, tmp_path / "from/trained")
+    assert "PEFT 0.21.2 does not read adapters of experts of the family qwen2_moe" in message
+    assert "train other projections than gate_proj, up_proj (`lora_targets`), or merge it" in message
+    merge(tmp_path / "from/trained", tmp_path / "merged", base=base / "hf")
+    changed, original = (tensors_of(one) for one in (tmp_path / "merged", base / "hf"))
+    for name in ("experts.2.gate_proj", "shared_expert.up_proj", "shared_expert_gate"):
+        weight = f"model.layers.1.mlp.{name}.weight"
+        assert torch.equal(changed[weight], original[weight]) == name.endswith("_gate")
+
+
+def test_the_gate_of_a_shared_expert_has_no_adapter(models: Callable[[str], Path], tmp_path: Path) -> None:
+    base, gate = models("Qwen2-MoE"), "base_model.model.model.layers.1.mlp.shared_expert_gate"
+    make_trained(base / "megatron", tmp_path / "from/trained", ["q_proj"])
+    export_adapter(tmp_path / "from/trained", tmp_path / "from/peft")
+    matrices = {f"{gate}.lora_A.weight": torch.ones(4, 64), f"{gate}.lora_B.weight": torch.ones(1, 4)}
+    rewrite(tmp_path / "from/peft", lambda tensors: tensors.update(matrices))
+    message = refused(import_adapter, tmp_path / "from/peft", base=base / "megatron")
+    assert f"2 tensors do not belong to the base, a qwen2_moe of 4 layers: {gate}.lora_A.weight" in message
 
 
 def test_the_command_reports_mistakes_without_a_traceback(

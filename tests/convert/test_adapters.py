@@ -32,6 +32,8 @@ KINDS = {
     "Mistral": (*ATTENTION, *MLP),
     "Aquila": (*ATTENTION, *MLP),
     "Mixtral": (*ATTENTION, *MLP),
+    "Qwen2-MoE": ATTENTION,  # PEFT does not read those of its experts
+    "Qwen3-MoE": (*ATTENTION, *MLP),
     "DeepSeek-V2": (*LATENT, *MLP),
     "DeepSeek-V2-Lite": ("q_proj", *LATENT[2:], *MLP),
     "DeepSeek-V3": (*LATENT, *MLP),

@@ -22,7 +22,7 @@ TRAINED = ("Mixtral",)
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     slow = request.config.getoption("--slow")
     folder: Path = tmp_path_factory.mktemp("chain")
-    return run_chain(CASES, folder) if slow else run_chain(FAST, folder, TRAINED)
+    return run_chain(CASES, folder) if slow else run_chain(FAST, folder, TRAINED, layouts=1)
 
 
 def cases(names: tuple[str, ...]) -> list[object]:

@@ -14,7 +14,16 @@ import yaml
 from safetensors.torch import save_file
 
 from flagscale.errors import UserError
-from flagscale_testing.conversion import CASES, LENGTH, make_model, same, tensors_of, training, write_data
+from flagscale_testing.conversion import (
+    CASES,
+    EXPERTS,
+    LENGTH,
+    make_model,
+    same,
+    tensors_of,
+    training,
+    write_data,
+)
 from flagscale_testing.ranks.forked import Run, run_all
 from flagscale_testing.ranks.training import read_metrics
 from megatron.flagscale.convert.block_scales import scaled
@@ -226,8 +235,9 @@ def test_they_have_the_loss_that_transformers_computes(models: Models, tmp_path:
     from transformers.modeling_layers import MtpModel
 
     case, (data, tokens) = CASES[MTP], write_data(tmp_path)
-    argv = training(models(MTP) / "megatron", case, data, tmp_path / "trained")
-    curve = run_all([Run("mtp", case.ranks, tuple(argv))], tmp_path / "runs")["mtp"]
+    layout = EXPERTS[0]
+    argv = training(models(MTP) / "megatron", case, layout, data, tmp_path / "trained")
+    curve = run_all([Run("mtp", layout.ranks, tuple(argv))], tmp_path / "runs")["mtp"]
     assert not curve.error
     (line,) = read_metrics(tmp_path / "runs" / "mtp" / "metrics.jsonl")
     main = transformers.DeepseekV3ForCausalLM.from_pretrained(models(MTP) / "hf").eval()

@@ -228,7 +228,7 @@ def test_surplus_keys_are_all_reported_at_once() -> None:
         ("LLaMAForCausalLM", "LlamaForCausalLM"),
         ("LamaForCausalLM", "LlamaForCausalLM"),
         ("LlamaForCausalLMEagle", ""),
-        ("Qwen3MoeForCausalLM", ""),
+        ("Qwen3NextForCausalLM", ""),
         ("Mistral3ForCausalLM", ""),
         ("Qwen4ForCausalLM", ""),
         ("Gemma3ForConditionalGeneration", ""),
@@ -246,4 +246,4 @@ def test_a_hint_names_the_same_family_only(architecture: str, hint: str) -> None
 
 def test_a_model_type_without_architectures_gets_the_same_kind_of_hint() -> None:
     assert "did you mean `llama`?" in refusal({"model_type": "Llama"})
-    assert "did you mean" not in refusal({"model_type": "qwen3_moe"})
+    assert "did you mean" not in refusal({"model_type": "qwen3_next"})

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from flagscale.errors import UserError
+from megatron.flagscale.convert.convert import convert
 from megatron.flagscale.convert.hf_config import read_config
 from tests.convert.public_configs import small
 
@@ -23,8 +26,12 @@ def effect(rope: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what rotary positions in the form of version 5 of transformers come to."""
     kind = rope["rope_type"]
     names = {"default": (), "linear": ("factor",)}.get(kind, ("factor", "original_max_position_embeddings"))
-    names += ("beta_fast", "beta_slow", "mscale", "mscale_all_dim") if kind == "yarn" else ()
-    return (kind, float(rope["rope_theta"]), *(rope.get(name) for name in names))
+    known = {**rope}
+    if kind == "yarn":
+        names += ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+        usual = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
+        known |= {name: rope.get(name) or value for name, value in usual.items()}
+    return (kind, float(rope["rope_theta"]), *(known.get(name) for name in names))
 
 
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -50,6 +57,9 @@ _BESIDE = tuple(
     for one in ({}, {"rope_theta": 5000.0}, {"rope_theta": None})
     for other in ({}, {"original_max_position_embeddings": 8192})
 )
+
+
+_DYNAMIC = {"rope_type": "dynamic", "factor": 2.5}
 
 
 def rotary_positions() -> Iterator[dict[str, Any]]:
@@ -83,6 +93,48 @@ def test_rotary_positions_are_read_as_by_transformers() -> None:
     assert len(ours) > 300
     for config, found in ours:
         assert found == as_transformers(config), config
+
+
+def test_dynamic_scaling_changes_nothing_in_sequences_that_megatron_trains() -> None:
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    plain = small("llama")
+    assert read_config({**plain, "rope_scaling": _DYNAMIC}, "one") == read_config(plain, "other")
+    scaled = {**plain, "rope_parameters": {**_DYNAMIC, "rope_theta": 10000.0}}
+    ours, theirs = (LlamaRotaryEmbedding(LlamaConfig(**one)) for one in (plain, scaled))
+    last, longer = (torch.arange(4096 + more)[None] for more in (0, 1))
+    hidden = torch.zeros(1)
+    assert all(torch.equal(*pair) for pair in zip(ours(hidden, last), theirs(hidden, last), strict=True))
+    assert not torch.equal(ours(hidden, longer)[0], theirs(hidden, longer)[0])
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"type": "dynamic"}, "`factor` of the rotary positions is missing"),
+        (
+            {**_DYNAMIC, "alpha": 1000.0},
+            "`alpha` of the rotary positions is 1000.0, which the kind 'dynamic'",
+        ),
+    ],
+)
+def test_dynamic_scaling_of_another_form_is_refused(scaling: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_config({**small("llama"), "rope_scaling": scaling}, "config.json")
+    assert message in str(caught.value)
+
+
+def test_dynamic_scaling_that_is_left_out_is_reported(
+    copy: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    folder = copy("Qwen2, 2.5", "hf")
+    config = json.loads((folder / "config.json").read_text())
+    for scaling, is_left_out in ((_DYNAMIC, True), ({"type": "linear", "factor": 2.0}, False)):
+        (folder / "config.json").write_text(json.dumps({**config, "rope_scaling": scaling}))
+        notices = convert(folder, tmp_path / "megatron", overwrite=True).notices
+        what = "the rotary scaling 'dynamic' is left out: it changes only sequences longer than 128 ("
+        assert any(what in one for one in notices) == is_left_out
 
 
 AS_VLLM = """

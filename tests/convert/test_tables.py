@@ -107,7 +107,7 @@ def test_configurations_of_both_versions_of_transformers_are_read() -> None:
         ({"hidden_size": None}, "`hidden_size` is missing"),
         ({"num_hidden_layers": "two"}, "`num_hidden_layers` is 'two', not a positive whole number"),
         ({"quantization_config": {"bits": 4}}, "`quantization_config`"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn'"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 4.0}}, "rotary scaling 'longrope'"),
         ({"rope_parameters": {"rope_theta": 1000.5}}, "not a whole number"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "`partial_rotary_factor` is 0.5; only 1.0"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "`low_freq_factor`"),

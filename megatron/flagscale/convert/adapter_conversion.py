@@ -18,6 +18,10 @@ from megatron.flagscale.convert.megatron_args import checkpoint_arguments
 from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.model import Model
 
+_UNREAD_EXPERTS = ("qwen2_moe",)
+"""Families that PEFT takes for models without experts: it finds joined experts by `model_type`, and this one
+is missing in its `_MODEL_TO_CONVERSION_PATTERN` (`utils/transformers_weight_conversion.py`)."""
+
 
 @dataclass(frozen=True)
 class ConvertedAdapter:
@@ -44,15 +48,19 @@ def export_adapter(
     is_checkpoint = base is not None and format_of(base) == MEGATRON
     checkpoint = find_checkpoint(base) if base and is_checkpoint else None
     adapter = adapter_checkpoint.open_checkpoint(load, model, iteration, checkpoint)
+    merge = "merge it: tools/checkpoint/adapter.py merge"
     if adapter.model.vision:
         what = "adapters of models with pictures cannot be exported"
-        raise UserError([Problem(what, str(load), "merge it: tools/checkpoint/adapter.py merge")])
+        raise UserError([Problem(what, str(load), merge)])
     of_experts = {one.kind for one in adapter.projections if one.entry.expert is not None}
+    if of_experts and adapter.model.family in _UNREAD_EXPERTS:
+        what = f"PEFT 0.21.2 does not read adapters of experts of the family {adapter.model.family}"
+        hint = f"train other projections than {', '.join(sorted(of_experts))} (`lora_targets`), or {merge}"
+        raise UserError([Problem(what, str(load), hint)])
     if len(of_experts & {"gate_proj", "up_proj"}) == 1:
         (only,) = of_experts & {"gate_proj", "up_proj"}
         what = f"its experts have {only} alone, but PEFT joins gate_proj and up_proj in one matrix"
-        hint = "train both, or merge it: tools/checkpoint/adapter.py merge"
-        raise UserError([Problem(what, str(load), hint)])
+        raise UserError([Problem(what, str(load), f"train both, or {merge}")])
     recorded = str(base.resolve()) if base and not is_checkpoint else ""
     with complete_folder(save, overwrite, load, *filter(None, [base])) as folder:
         size = peft_folder.write_folder(folder, adapter, recorded)

@@ -18,10 +18,15 @@ from megatron.flagscale.convert.model import Rope, Yarn
 
 PARTIAL, _THETA, _ORIGINAL = "partial_rotary_factor", "rope_theta", "original_max_position_embeddings"
 _POSITIONS = "max_position_embeddings"
+_FILE = "config.json"
 _SCALING, _PARAMETERS = "rope_scaling", "rope_parameters"
 ROPE_KEYS = (_SCALING, _PARAMETERS, _THETA, PARTIAL, _ORIGINAL)
 """Keys of `config.json` that hold rotary positions."""
 
+DYNAMIC = "dynamic"
+"""Stretches the positions of a sequence that is longer than `max_position_embeddings`, by its length.
+Megatron does not have this kind, and trains no such sequence. Shorter ones have no scaling in transformers
+(`_compute_dynamic_ntk_parameters`) and vLLM (`DynamicNTKScalingRotaryEmbedding`)."""
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, _ORIGINAL: 8192}
 _YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": None, "mscale_all_dim": None, "truncate": True}
 """Keys of YaRN, with the values that transformers and vLLM give missing ones."""
@@ -30,8 +35,9 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "llama3": ("factor", *_LLAMA3),
     "yarn": ("factor", _ORIGINAL, *_YARN),
+    DYNAMIC: ("factor",),
 }
-"""Kinds of scaling that Megatron has, with their keys."""
+"""Kinds of scaling that can be read, with their keys."""
 
 Report = Callable[[str], None]
 
@@ -109,6 +115,8 @@ def read_rope(
         found = "missing" if factor is None else f"{short(factor)}, not a positive number"
         report(f"`factor` of the rotary positions is {found}")
         return Rope(theta)
+    if kind == DYNAMIC:
+        return Rope(theta)
     factor = float(factor)
     if kind == "linear" and not factor.is_integer():
         report(f"the linear rotary scaling has factor {factor:g}, but Megatron requires a whole number")
@@ -118,6 +126,16 @@ def read_rope(
                 found = short(values.get(name))
                 report(f"`{name}` of the rotary scaling is {found}; only {value:g} is supported")
     return Rope(theta, kind, factor, _read_yarn(values, is_latent, report) if kind == "yarn" else None)
+
+
+def scaling_left_out(config: Mapping[str, Any], positions: int) -> tuple[str, ...]:
+    """Return a notice if Megatron does not keep the scaling of a `config.json` that was read."""
+    values = config.get(_SCALING) or config.get(_PARAMETERS) or {}
+    if DYNAMIC not in (values.get("rope_type"), values.get("type")):
+        return ()
+    what = f"the rotary scaling '{DYNAMIC}' is left out: it changes only sequences longer than {positions}"
+    how = f"which Megatron does not train; for them, copy it into the exported {_FILE}"
+    return (f"{what} (`{_POSITIONS}`), {how}",)
 
 
 def _read_yarn(values: Mapping[str, Any], is_latent: bool, report: Report) -> Yarn:

@@ -10,6 +10,7 @@ from flagscale.run.checkpoints import RELEASE
 from megatron.flagscale.convert.checkpoints import find_checkpoint, reader_of
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.hf_pictures import TEXT
+from megatron.flagscale.convert.hf_rope import scaling_left_out
 from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource
 from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.processor import as_trained, vision_beside
@@ -42,8 +43,9 @@ def open_huggingface(
         source.model = replace(source.model, vision=vision)
     stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
     notices += settings_left_out(config) if not stored else ()
+    known = {**(config[TEXT] if source.model.vision else {}), **config}
+    notices += scaling_left_out(known, source.model.positions)
     if given is None:  # text ends at the model's own ids, not at its tokenizer's
-        known = {**(config[TEXT] if source.model.vision else {}), **config}
         ids = {name: known[name] for name in companion.ids if known.get(name) is not None}
         companion = replace(companion, generation={**companion.generation, **ids, **stored})
     return source, companion, notices

@@ -130,8 +130,9 @@ class Family:
     """Further arguments of a training that starts from a model; a checkpoint may have others."""
     ignored: tuple[str, ...] = ()
     """Those of `megatron_args.ARCHITECTURE` that change nothing in this family."""
-    scalings: tuple[str, ...] = ("linear", "llama3", "yarn")
-    """The kinds of rotary scaling (`Rope.scaling`) that Megatron computes in this family."""
+    scalings: tuple[str, ...] = ("linear", "llama3", "yarn", "dynamic")
+    """The kinds of rotary scaling that Megatron computes in this family: `Rope.scaling`, and "dynamic", which
+    changes nothing in sequences of up to `max_position_embeddings` tokens."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Fixed values of `config.json`: written, and the only ones that can be read."""
     written: Mapping[str, Any] = field(default_factory=dict)

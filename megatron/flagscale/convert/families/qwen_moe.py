@@ -43,7 +43,7 @@ NORMALIZED = Setting("norm_topk_prob", "moe_router_pre_softmax", {True: False, F
 EXPERT_SETTINGS = (BALANCING, NORMALIZED)
 EXPERT_CONFIG = {"hidden_act": "silu", "use_sliding_window": False, "decoder_sparse_step": 1}
 """Every layer has experts: with another `decoder_sparse_step`, some have none."""
-WRITTEN = {"sliding_window": None, "output_router_logits": False, "mlp_only_layers": []}
+WRITTEN: Mapping[str, Any] = {"sliding_window": None, "output_router_logits": False, "mlp_only_layers": []}
 HARMLESS = ("sliding_window", "max_window_layers", "output_router_logits", "intermediate_size")
 """`intermediate_size` is the width of layers without experts."""
 
