@@ -38,8 +38,8 @@ class GroupedExperts(SequentialMLP):
     def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
         """Return the weights of all experts, also as this module's own ones.
 
-        With `overlap_param_gather`, Megatron waits for a module's own weights before its forward pass, and that
-        of the experts' linear layers is never called.
+        With `overlap_param_gather`, Megatron waits for a module's own weights before its forward pass. The
+        one of the experts' linear layers is never called.
         """
         weights: Iterator[torch.nn.Parameter] = super().parameters()
         return weights
