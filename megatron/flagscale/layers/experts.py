@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -49,6 +50,15 @@ class GroupedExperts(SequentialMLP):
             ffn_hidden_size=self.config.moe_ffn_hidden_size,
             tp_group=self.tp_group,
         )
+
+    def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
+        """Return the weights of all experts, also as this module's own ones.
+
+        With `overlap_param_gather`, Megatron waits for a module's own weights before its forward pass. The
+        one of the experts' linear layers is never called.
+        """
+        weights: Iterator[torch.nn.Parameter] = super().parameters()
+        return weights
 
     def forward(
         self, tokens: torch.Tensor, tokens_per_expert: torch.Tensor, probabilities: torch.Tensor
