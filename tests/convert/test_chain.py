@@ -11,7 +11,7 @@ from flagscale_testing.conversion import CASES, Outcome, run_chain
 pytestmark = pytest.mark.timeout(1200)  # one run of all ranks serves every test
 
 # One model per family, with both kinds of embeddings; the others differ from these only in settings.
-FAST = ("Llama 3.2, tied", "Mixtral", "Qwen2, 2.5", "Qwen3, tied", "DeepSeek-V3, MTP")
+FAST = ("Llama 3.2, tied", "Mixtral", "Qwen2, 2.5", "Qwen3, tied", "gpt-oss", "DeepSeek-V3, MTP")
 TRAINED = ("Mixtral",)
 
 
