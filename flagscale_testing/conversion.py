@@ -137,6 +137,7 @@ CASES = {
     "Llama 3.2, tied": Case("Llama", {**_llama3(32.0), "tie_word_embeddings": True}),
     "Llama 2, linear": Case("Llama", {"rope_parameters": _LINEAR}),
     "Llama 2, bf16": Case("Llama", dtype="bfloat16"),
+    "Llama, biases": Case("Llama", {"attention_bias": True, "mlp_bias": True}),
     "Mistral": Case("Mistral", {"sliding_window": None}),
     "Mistral, window": Case("Mistral", {"sliding_window": 16}, odd=_FIVE_HEADS),
     "Mixtral": Case("Mixtral", {"num_local_experts": 4}, odd=_FIVE_HEADS),

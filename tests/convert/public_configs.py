@@ -187,6 +187,15 @@ _DEEPSEEK = {
     "use_cache": True,
 }
 _OF_TRAINING = {"aux_loss_alpha": 0.001, "seq_aux": True, "ep_size": 1, "pretraining_tp": 1}
+_GRANITE_CODE = {
+    "attention_bias": True,
+    "attention_dropout": 0.1,
+    "max_position_embeddings": 4096,
+    "mlp_bias": True,
+    "rope_scaling": None,
+    "rope_theta": 10000000,
+    "tie_word_embeddings": True,
+}
 _GPT_OSS = {
     "architectures": ["GptOssForCausalLM"],
     "attention_bias": True,
@@ -526,6 +535,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "OLMo-2 7B": ("olmo2", {**_OLMO2, "num_key_value_heads": 4}),
     "OLMo-2 32B": ("olmo2", _OLMO2),
     "OLMo-2, version 5": ("olmo2", _by_version_5(_OLMO2)),
+    "Granite Code": ("llama_biased", {**_LLAMA3, **_GRANITE_CODE}),
     "gpt-oss": ("gpt_oss", _GPT_OSS),
     "gpt-oss, version 5": (
         "gpt_oss",

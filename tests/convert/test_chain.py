@@ -12,7 +12,7 @@ pytestmark = pytest.mark.timeout(1200)  # one run of all ranks serves every test
 
 # One model per family, with both kinds of embeddings; the others differ from these only in settings.
 FAST = (
-    *("Llama 3.2, tied", "Mixtral", "Qwen2, 2.5", "Qwen3, tied", "DeepSeek-V3, MTP"),
+    *("Llama 3.2, tied", "Mixtral", "Qwen2, 2.5", "Qwen3, tied", "gpt-oss", "DeepSeek-V3, MTP"),
     *("Gemma-2", "Gemma-3"),
 )
 TRAINED = ("Mixtral",)

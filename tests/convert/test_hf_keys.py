@@ -46,6 +46,8 @@ def refusal(config: Any) -> str:
             "`layer_types` is ['full",
         ),
         ("llama", {"attention_bias": 1}, "`attention_bias` is 1; only False"),
+        ("llama", {"attention_bias": True}, "`attention_bias` is True; only False"),
+        ("llama", {"mlp_bias": True}, "`mlp_bias` is True; only False"),
         ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantized weights cannot be converted"),
         ("llama", {"num_experts": 8}, "`num_experts` is 8"),
         ("mistral", {"attention_bias": True}, "`attention_bias` is True; only False"),

@@ -41,6 +41,8 @@ LAYOUTS = {
     "TP2 PP2 EP2, whole experts": ("Mixtral", 4, f"{TP2} {PP2} {EP2} {SPLIT} 1"),
 }
 SLOW = {
+    "all biases, TP2": ("Llama, biases", 2, TP2),
+    "stacked experts, TP2 EP2": ("gpt-oss", 2, f"{TP2} {EP2} {SPLIT} 1"),
     "latent attention, TP2": ("DeepSeek-V2-Lite", 2, f"{TP2} {SPLIT} 1"),
     "multi-token prediction, TP2 PP2 EP2": ("DeepSeek-V3, MTP", 4, f"{TP2} {PP2} {EP2} {SPLIT} 1"),
 }

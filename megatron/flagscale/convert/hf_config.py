@@ -6,7 +6,7 @@ Versions 4 and 5 of `transformers` name the precision (`torch_dtype`, `dtype`) a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flagscale.checks.model_folder import misspelt_architecture
@@ -105,11 +105,21 @@ def _family(config: Mapping[str, Any], where: str, wanted: str | None) -> Family
     named = [family for family in fitting if wanted in (None, family.name)]
     if not named:
         raise UserError(f"{where}: the model is {name}, not {wanted}")
-    expected = named[0].forms.get(name, named[0].model_type)
-    if model_type not in (None, expected, *named[0].other_types):
+    found = _variant(config, [one for one in named if getattr(one, field) == getattr(named[0], field)])
+    expected = found.forms.get(name, found.model_type)
+    if model_type not in (None, expected, *found.other_types):
         what = f"`model_type` is {model_type!r}, but {name} has {expected!r}"
         raise UserError([Problem(f"{what}: transformers follows the first, vLLM the second", where)])
-    return named[0]
+    return found
+
+
+def _variant(config: Mapping[str, Any], same_class: Sequence[Family]) -> Family:
+    """Return the first of the families of a class whose fixed values the keys have, or else the first."""
+    for family in same_class:
+        values = {**family.class_defaults, **config}
+        if all(same(values.get(key, fixed), fixed) for key, fixed in family.config.items()):
+            return family
+    return same_class[0]
 
 
 def _with_usual_names(config: Mapping[str, Any], family: Family, report: Report) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from megatron.flagscale.convert.families.base import POSITIVE, Setting
 from megatron.flagscale.convert.families.decoder import ATTENTION, FIRST, KEYS, LAST, layer, llama_like
 from megatron.flagscale.convert.families.joins import Shape
+from megatron.flagscale.convert.families.llama_biased import OUTPUT_BIAS
 from megatron.flagscale.convert.families.mixtral import BALANCING
 from megatron.flagscale.convert.families.qwen2 import BIASES
 from megatron.flagscale.convert.model import Model
@@ -101,7 +102,7 @@ GPT_OSS = llama_like(
         *FIRST,
         *ATTENTION,
         BIASES,
-        layer("self_attention.linear_proj.bias", "self_attn.o_proj.bias", "hidden"),
+        OUTPUT_BIAS,
         layer("self_attention.core_attention.softmax_offset", "self_attn.sinks", "heads"),
         *_EXPERTS,
         *LAST,

@@ -11,6 +11,7 @@ from megatron.flagscale.convert.families.base import Family
 _HERE = __name__.rpartition(".")[0]
 BUILT_IN = {
     "llama": f"{_HERE}.llama:LLAMA",
+    "llama_biased": f"{_HERE}.llama_biased:LLAMA_BIASED",
     "aquila": f"{_HERE}.aquila:AQUILA",
     "mixtral": f"{_HERE}.mixtral:MIXTRAL",
     "mistral": f"{_HERE}.mistral:MISTRAL",
