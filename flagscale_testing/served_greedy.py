@@ -46,8 +46,9 @@ _SETTINGS = {
 }
 
 WRONG_IN_VLLM = ("Moonlight",)
-"""Latent attention without yarn: vLLM 0.32 on the CPU rotates the queries of other heads, because its kernel
-takes a slice of each head (`q[..., qk_nope_head_dim:]`) for heads that follow each other in memory."""
+"""Models that vLLM 0.32 on the CPU continues with other tokens: those with latent attention and without yarn.
+
+Megatron's logits of them are those of transformers, at 700 tokens too (`long_logits`)."""
 
 
 @dataclass(frozen=True)
