@@ -55,7 +55,8 @@ def _across_heads_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if (kind := values.get("normalization")) != "RMSNorm":
         yield ACROSS_HEADS, f"`{ACROSS_HEADS}` needs `normalization: RMSNorm`, not {kind}"
     tp, groups = values.get("tensor_model_parallel_size"), values.get("num_query_groups")
-    are_sizes = isinstance(tp, int) and isinstance(groups, int)
-    if values.get("group_query_attention") and are_sizes and 0 < groups < tp:
+    if not values.get("group_query_attention") or not isinstance(tp, int) or not isinstance(groups, int):
+        return
+    if 0 < groups < tp:
         what = f"num_query_groups {groups} must be at least tensor_model_parallel_size {tp}"
         yield "num_query_groups", f"{what} with `{ACROSS_HEADS}`: every rank needs keys of its own"

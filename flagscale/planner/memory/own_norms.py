@@ -22,5 +22,5 @@ def own_norm_parts(model: ModelShape, sharding: Sharding) -> Iterator[tuple[str,
         yield "post_mlp_norm", sharding.own_tokens * per_token
     if model.qk_norm_across_heads:
         for name, heads in (("query_norm", model.heads), ("key_norm", model.groups)):
-            per_token = heads * model.head_dim / sharding.tp * sharding.width + 4
-            yield f"self_attention.{name}", sharding.tokens * per_token
+            own = heads * model.head_dim / sharding.tp
+            yield f"self_attention.{name}", sharding.tokens * (own * sharding.width + 4)
