@@ -46,9 +46,10 @@ _SETTINGS = {
 }
 
 OTHER_IN_VLLM = ("Moonlight",)
-"""Models that vLLM 0.32 on the CPU continues with other tokens; the cause has not been found.
+"""Models that vLLM 0.32 on the CPU continues with other tokens: latent attention without yarn.
 
-Megatron's logits of them are those of transformers, at 700 tokens too (`long_logits`)."""
+With yarn, the tokens of the same model are equal. Without it, Megatron's logits are those of transformers, at
+700 tokens too (`long_logits`)."""
 
 
 @dataclass(frozen=True)
