@@ -41,18 +41,18 @@ LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The number of ranks of a training, and its arguments for them."""
+class Degrees:
+    """One layout of a training: its name, the number of ranks, and the arguments for them."""
 
     name: str
     ranks: int
     arguments: str
 
 
-DENSE = (Layout("TP2 PP2", 4, f"{TP2} {PP2}"),)
+DENSE = (Degrees("TP2 PP2", 4, f"{TP2} {PP2}"),)
 EXPERTS = (
-    Layout("EP2", 2, EP2),
-    Layout("TP2 SP PP2 EP2", 4, f"{TP2} {PP2} {EP2} --expert-tensor-parallel-size 1 --sequence-parallel"),
+    Degrees("EP2", 2, EP2),
+    Degrees("TP2 SP PP2 EP2", 4, f"{TP2} {PP2} {EP2} --expert-tensor-parallel-size 1 --sequence-parallel"),
 )
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """Keys of the number of experts."""
@@ -78,7 +78,7 @@ class Case:
     served: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def layouts(self) -> tuple[Layout, ...]:
+    def layouts(self) -> tuple[Degrees, ...]:
         """The layouts of its trainings."""
         return EXPERTS if any(key in self.settings for key in _EXPERTS) else DENSE
 
@@ -282,7 +282,7 @@ def task_argv_of(task: Mapping[str, Any]) -> list[str]:
     return [part for name, value in options for part in ([name] if value is True else [name, str(value)])]
 
 
-def training(folder: Path, case: Case, layout: Layout, data: str, saved: Path) -> list[str]:
+def training(folder: Path, case: Case, layout: Degrees, data: str, saved: Path) -> list[str]:
     """Return the arguments of a training that loads, does one step at learning rate 0, and saves."""
     return [
         *task_argv(folder, case),
@@ -316,7 +316,7 @@ def run_chain(
     return {name: _outcome(name, folder / name, model, tokens, curves) for name, model in models.items()}
 
 
-def _training(name: str, layout: Layout) -> str:
+def _training(name: str, layout: Degrees) -> str:
     return f"{name}: training, {layout.name}"
 
 

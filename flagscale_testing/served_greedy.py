@@ -45,14 +45,15 @@ _SETTINGS = {
     "max_num_seqs": 4,
 }
 
-WRONG_IN_VLLM = ("Moonlight",)
-"""Models that vLLM 0.32 on the CPU continues with other tokens: those with latent attention and without yarn.
+OTHER_IN_VLLM = ("Moonlight",)
+"""Models that vLLM 0.32 on the CPU continues with other tokens: latent attention without yarn.
 
-Megatron's logits of them are those of transformers, at 700 tokens too (`long_logits`)."""
+With yarn, the tokens of the same model are equal. Without it, Megatron's logits are those of transformers, at
+700 tokens too (`long_logits`)."""
 
 
 @dataclass(frozen=True)
-class Answers:
+class Continuations:
     """The tokens with which vLLM and transformers continue the prompts; vLLM's `refusal` if it has none."""
 
     vllm: tuple[tuple[int, ...], ...]
@@ -65,7 +66,7 @@ def all_served(names: Iterable[str]) -> dict[str, Case]:
     return {name: served(CASES[name], POSITIONS) for name in names if CASES[name].dtype == "float32"}
 
 
-def answers(cases: Mapping[str, Case], folder: Path) -> dict[str, Answers]:
+def answers(cases: Mapping[str, Case], folder: Path) -> dict[str, Continuations]:
     """Return the answers of these models to `prompts`, once they are converted to Megatron and back."""
     expected = {}
     for name, case in cases.items():
@@ -75,7 +76,7 @@ def answers(cases: Mapping[str, Case], folder: Path) -> dict[str, Answers]:
         convert(folder / name / "megatron", folder / name / "back", family=case.named.get("model_type"))
     found = _by_vllm({name: folder / name / "back" for name in cases}, folder)
     return {
-        name: Answers(tuple(map(tuple, one["tokens"])), expected[name], one["refusal"])
+        name: Continuations(tuple(map(tuple, one["tokens"])), expected[name], one["refusal"])
         for name, one in found.items()
     }
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from flagscale_testing.conversion import CASES
-from flagscale_testing.served_greedy import POSITIONS, PROMPTS, WRONG_IN_VLLM, Answers, all_served, answers
+from flagscale_testing.served_greedy import (
+    OTHER_IN_VLLM,
+    POSITIONS,
+    PROMPTS,
+    Continuations,
+    all_served,
+    answers,
+)
 from flagscale_testing.shapes import odd
 from tests.worker.test_vllm_plugin import pytestmark
 
@@ -16,7 +23,9 @@ ODD = "heads of another width"
 
 
 @pytest.fixture(scope="module")
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answers]:
+def found(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Continuations]:
     every = {**all_served(CASES), ODD: odd(CASES["Llama 2"], POSITIONS)}
     is_slow = request.config.getoption("--slow")
     return answers(every if is_slow else all_served(FAST), tmp_path_factory.mktemp("greedy"))
@@ -27,13 +36,13 @@ def cases() -> list[object]:
 
 
 @pytest.mark.parametrize("name", cases())
-def test_the_greedy_tokens_are_equal(name: str, found: dict[str, Answers]) -> None:
+def test_the_greedy_tokens_are_equal(name: str, found: dict[str, Continuations]) -> None:
     assert not found[name].refusal
     assert len(found[name].vllm) == len(PROMPTS)
     is_equal = found[name].vllm == found[name].transformers
-    assert is_equal == (name not in WRONG_IN_VLLM), "remove it there if vLLM computes it now"
+    assert is_equal == (name not in OTHER_IN_VLLM), "remove it there if vLLM computes it now"
 
 
 @pytest.mark.slow
-def test_heads_of_other_widths_are_refused(found: dict[str, Answers]) -> None:
+def test_heads_of_other_widths_are_refused(found: dict[str, Continuations]) -> None:
     assert found[ODD].refusal.startswith("Unsupported CPU attention configuration: head_dim=20 ")
