@@ -39,6 +39,9 @@ class NormedLayer(TransformerLayer):
     `hidden_size` elements, on every tensor parallel rank.
     """
 
+    self_attn_bda: Any
+    mlp_bda: Any
+
     def __init__(self, config: Any, submodules: NormedSubmodules, *given: Any, **named: Any) -> None:
         super().__init__(config, submodules, *given, **named)
         size, eps = config.hidden_size, config.layernorm_epsilon
