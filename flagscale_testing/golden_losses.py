@@ -135,7 +135,7 @@ def golden(name: str) -> dict[str, Any]:
 
 
 def difference(found: Curve, expected: Iterable[float]) -> float:
-    """Return the largest relative difference of losses; infinite if one is NaN or missing, or the run failed."""
+    """Return the largest relative difference; infinite if a loss is NaN or missing, or the run failed."""
     losses = [*expected]
     if found.error or len(found.losses) != len(losses) or not all(map(math.isfinite, found.losses)):
         return float("inf")
