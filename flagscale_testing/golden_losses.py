@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -134,8 +135,8 @@ def golden(name: str) -> dict[str, Any]:
 
 
 def difference(found: Curve, expected: Iterable[float]) -> float:
-    """Return the largest relative difference of losses; infinite if a step is missing or the run failed."""
+    """Return the largest relative difference; infinite if a loss is NaN or missing, or the run failed."""
     losses = [*expected]
-    if found.error or len(found.losses) != len(losses):
+    if found.error or len(found.losses) != len(losses) or not all(map(math.isfinite, found.losses)):
         return float("inf")
     return max(abs(one - other) / other for one, other in zip(found.losses, losses, strict=True))
