@@ -35,7 +35,13 @@ _ODD_KEYS = {
 """Key -> its value, if the case has the key and it is not null there."""
 
 _SERVED = {"hidden_size": 128, "num_hidden_layers": 3}
-_SERVED_KEYS = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+_SERVED_KEYS = {
+    "head_dim": 32,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
 """DeepSeek's published widths, and heads of 32 in all other models."""
 
 
