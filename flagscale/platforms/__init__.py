@@ -8,6 +8,7 @@ hostfile select it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,7 +38,13 @@ class Platform:
     count_users: Callable[[], int] = lambda: 0
     """Returns how many processes currently use devices of this host."""
     chips: tuple[str, ...] = ()
-    """Models of the chip, which also name the platform in a hostfile: `type=A100`."""
+    """Models of the chip in capitals. They also name the platform in a hostfile, with or without a size:
+    `type=A100`, `type=A100-80`."""
+
+    def has_model(self, name: str) -> bool:
+        """Return whether a name is that of a model, in any case, or continues one with `-` and a digit."""
+        written = name.upper()
+        return any(re.fullmatch(rf"{re.escape(chip)}(-\d.*)?", written) for chip in self.chips)
 
 
 BUILT_IN = {
@@ -83,7 +90,7 @@ def find(name: str, where: str = "experiment.runner.platform") -> Platform:
         found = (platform for platform in others if platform.count_devices(os.environ))
         return next(found, None) or _load("cpu")
     for platform in others:
-        if name.upper() in platform.chips:
+        if platform.has_model(name):
             return platform
     if _takes_any.get():
         return Platform(name, count_devices=lambda environ: 0)

@@ -8,6 +8,7 @@ import pytest
 
 from flagscale import platforms
 from flagscale.errors import UserError
+from flagscale.planner.chips import chip_table
 from flagscale.platforms.nvidia import count_gpus
 
 
@@ -55,6 +56,24 @@ def test_a_platform_is_found_by_its_name_or_a_chip() -> None:
     assert platforms.find("nvidia").name == "nvidia"
     assert platforms.find("A800").name == "nvidia"
     assert platforms.find("h100").name == "nvidia"
+
+
+OF_OTHER_MAKERS = (
+    *("MI300X", "MI325X", "MI355X", "Ascend910B", "Ascend910C", "MTT-S4000", "MTT-S5000", "MetaX-C500"),
+    *("Iluvatar-BI-V150", "Cambricon-MLU590", "Kunlun-R300", "Hygon-K100", "Gaudi2", "Gaudi3"),
+)
+
+
+@pytest.mark.parametrize("name", [name for name in chip_table() if name not in OF_OTHER_MAKERS])
+def test_a_hostfile_can_name_every_chip_that_an_estimate_knows(name: str) -> None:
+    assert platforms.find(name).name == "nvidia"
+    assert platforms.find(name.lower()).name == "nvidia"
+
+
+@pytest.mark.parametrize("name", ["A100-", "A100-PCIe", "A1000", "-80", *OF_OTHER_MAKERS])
+def test_other_names_are_no_chips_of_the_platform(name: str) -> None:
+    with pytest.raises(UserError, match="unknown platform"):
+        platforms.find(name)
 
 
 def test_an_unknown_platform_is_an_error() -> None:
