@@ -6,9 +6,11 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flagscale.checks.lora import RANK
+from flagscale.checks.mask_files import NO_PACKING
+from flagscale.checks.sft import PROGRAM
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError
 from flagscale.estimates.training import OF_ADAPTERS
@@ -17,6 +19,7 @@ _DATA = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
 _TOKENIZER = ("tokenizer_model", "vocab_file", "merge_file")
 _OTHERS = ("load", "pretrained_checkpoint")
 _SIZES = ("padded_vocab_size", "vocab_size")
+_ENTRYPOINT = "experiment.task.entrypoint"
 
 
 def without_files(
@@ -51,6 +54,11 @@ def without_files(
         OmegaConf.update(config, leaves.get(name, f"{group}.{name}"), value, force_add=True)
 
     give("mock_data", True)
+    if OmegaConf.select(config, _ENTRYPOINT) == PROGRAM:  # it has no random data; its samples cost the same
+        OmegaConf.update(config, _ENTRYPOINT, "megatron.flagscale.train_gpt")
+        if path := leaves.get(NO_PACKING):
+            with open_dict(config):
+                del OmegaConf.select(config, path.rpartition(".")[0])[NO_PACKING]
     if any(_leaf(path) in _TOKENIZER for path in wrong):
         sizes = (OmegaConf.select(config, leaves[name]) for name in _SIZES if name in leaves)
         size = next((size for size in sizes if isinstance(size, int)), None)

@@ -410,6 +410,18 @@ def test_data_and_tokenizer_need_not_be_here(estimate: Estimate) -> None:
     assert "did you mean `num_layers`?" in err
 
 
+def test_conversations_need_not_be_here(estimate: Estimate) -> None:
+    layers = ("train.transformer_impl=torch", "train.calculate_per_token_loss=true")
+    tuning = (
+        *("experiment.task.entrypoint=megatron.flagscale.train_gpt_sft", "train.no_packing=true"),
+        *("train.data.mock_data=null", "train.data.train_data_path=[nowhere_text_document]"),
+    )
+    plain = estimate(*layers)[1]
+    code, out, err = estimate(*layers, *tuning)
+    assert (code, out) == (0, plain), err
+    assert "not needed for an estimate: the files of train_data_path" in err
+
+
 def test_jobs_of_other_engines_are_refused_whatever_their_mistakes(estimate: Estimate) -> None:
     code, _, err = estimate("experiment.task={type:serve,backend:vllm}", "serve.model=nowhere")
     assert code == 2
