@@ -201,7 +201,8 @@ def test_weights_to_start_from_are_compared_in_their_shape_only(
 ) -> None:
     weights = tmp_path / "weights"
     (problem,) = refused({"pretrained_checkpoint": str(weights)})
-    assert problem == f"train.pretrained_checkpoint: {weights}: no such folder"
+    what = "no such folder; give a model folder in Hugging Face's format or a folder of checkpoints"
+    assert problem == f"train.pretrained_checkpoint: {weights}: {what}"
     weights.mkdir()
     (problem,) = refused({"pretrained_checkpoint": str(weights)})
     assert "no latest_checkpointed_iteration.txt in this folder: not a folder of checkpoints" in problem

@@ -151,7 +151,7 @@ def test_a_folder_of_something_else_is_no_checkpoint(compared: Compared, tmp_pat
 
     kept = tmp_path / "run" / "checkpoints"
     (kept / "iter_0000010").mkdir(parents=True)
-    assert says(tmp_path / "nowhere").endswith("no such folder")
+    assert "nowhere: no such folder; give a model folder" in says(tmp_path / "nowhere")
     assert says(kept).endswith("not a folder of checkpoints")
     (kept / "latest_checkpointed_iteration.txt").write_text("10")
     assert says(kept / "latest_checkpointed_iteration.txt").endswith(": not a folder")
@@ -194,7 +194,7 @@ def test_adapters_of_another_base_or_rank_are_refused(tmp_path: Path, compared: 
     refused = compared(**{**run, "lora_rank": 8, "lora_alpha": 16.0})
     assert "`lora_rank` is 8, but the checkpoint" in refused["lora_rank"]
     refused = compared(**{**run, "pretrained_checkpoint": str(tmp_path / "absent")})
-    assert refused == {"pretrained_checkpoint": f"{tmp_path}/absent: no such folder"}
+    assert f"{tmp_path}/absent: no such folder; give a model folder" in refused["pretrained_checkpoint"]
 
 
 def test_a_whole_model_is_refused_as_a_checkpoint_of_adapters(tmp_path: Path, compared: Compared) -> None:

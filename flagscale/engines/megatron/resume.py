@@ -25,6 +25,8 @@ from flagscale.files import not_a_folder
 from flagscale.run.base import base_folder, identity
 from flagscale.run.checkpoints import RELEASE, TRACKER, folder_of, newest, read_arguments, tracked
 
+_ABSENT = "no such folder"
+
 
 def violations(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
     """Yield each argument (by dest) that may not differ from the run that saved the checkpoint."""
@@ -58,13 +60,15 @@ def _missing(values: Mapping[str, Any]) -> Iterator[Violation]:
     if not values.get(name) or is_there or _huggingface(values):
         return
     why = f"`{WITH_OPTIM}` needs a checkpoint: " if name == "load" else ""
-    yield name, f"{why}{values[name]}: {_instead_of_checkpoints(Path(values[name]))}"
+    found = _instead_of_checkpoints(Path(values[name]))
+    either = "; give a model folder in Hugging Face's format or a folder of checkpoints"
+    yield name, f"{why}{values[name]}: {found}{either if found == _ABSENT and not why else ''}"
 
 
 def _instead_of_checkpoints(path: Path) -> str:
     """Return what a path is that should be a folder of checkpoints, and which path may have been meant."""
     if not os.path.isdir(path):
-        return "not a folder" if os.path.lexists(path) else "no such folder"
+        return "not a folder" if os.path.lexists(path) else _ABSENT
     if os.path.isfile(path / ADAPTER):
         what = f"an adapter in PEFT's format ({ADAPTER}), not a model: name its base"
         return f"{what}, or merge both into a model (tools/checkpoint/adapter.py merge)"
