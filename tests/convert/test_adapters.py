@@ -31,6 +31,8 @@ KINDS = {
     "Qwen3": (*ATTENTION, *MLP),
     "Mistral": (*ATTENTION, *MLP),
     "Aquila": (*ATTENTION, *MLP),
+    "Llama, biases": (*ATTENTION, *MLP),
+    "OLMo-2": (*ATTENTION, *MLP),
     "Mixtral": (*ATTENTION, *MLP),
     "Qwen2-MoE": ATTENTION,  # PEFT does not read those of its experts
     "Qwen3-MoE": (*ATTENTION, *MLP),
