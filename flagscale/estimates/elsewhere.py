@@ -56,9 +56,9 @@ def without_files(
     give("mock_data", True)
     if OmegaConf.select(config, _ENTRYPOINT) == PROGRAM:  # it has no random data; its samples cost the same
         OmegaConf.update(config, _ENTRYPOINT, "megatron.flagscale.train_gpt")
-        if path := leaves.get(NO_PACKING):
+        if packing := leaves.get(NO_PACKING):
             with open_dict(config):
-                del OmegaConf.select(config, path.rpartition(".")[0])[NO_PACKING]
+                del OmegaConf.select(config, packing.rpartition(".")[0])[NO_PACKING]
     if any(_leaf(path) in _TOKENIZER for path in wrong):
         sizes = (OmegaConf.select(config, leaves[name]) for name in _SIZES if name in leaves)
         size = next((size for size in sizes if isinstance(size, int)), None)
