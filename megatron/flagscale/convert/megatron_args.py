@@ -62,6 +62,9 @@ _OF_EXPERTS = (
     "moe_shared_expert_gate",
     "moe_layer_freq",
     "moe_latent_size",
+    "moe_apply_probs_on_input",
+    "moe_mlp_glu_interleave_size",
+    "moe_shared_expert_glu_interleave_size",
 )
 OF_SIZES = {
     "window": "window_size",
