@@ -165,6 +165,9 @@ class Family:
     """Printed when a folder of this family was written: what else is needed to open it."""
     caveat: Callable[[Model], str] = lambda model: ""
     """Returns what the libraries compute differently in a model; "" if nothing."""
+    is_unread_by_peft: bool = False
+    """Whether PEFT 0.21.2 takes the models for ones without experts: it finds joined experts by `model_type`,
+    in `_MODEL_TO_CONVERSION_PATTERN` (`utils/transformers_weight_conversion.py`)."""
     whole_heads: bool = False
     """Whether transformers opens a model only if the number of heads divides the hidden size, also if heads
     have a size of their own."""
