@@ -48,8 +48,8 @@ _SETTINGS = {
 OTHER_IN_VLLM = ("Moonlight",)
 """Models that vLLM 0.32 on the CPU continues with other tokens: latent attention without yarn, whose rotary
 positions its kernel computes wrongly (`findings/vllm_cpu_rotates_only_flat_queries.sh`). With yarn, the
-tokens of the same model are equal; without it, Megatron's logits are those of transformers (700 tokens too).
-"""
+tokens of the same model are equal, and without it Megatron's logits are those of transformers, at 700
+tokens too."""
 
 
 @dataclass(frozen=True)

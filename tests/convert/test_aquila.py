@@ -147,7 +147,7 @@ def test_every_published_name_is_known(architecture: str) -> None:
         ({}, "qwen3", "the model is AquilaForCausalLM, not qwen3"),
         ({"model_type": "llama"}, None, "`model_type` is 'llama', but AquilaForCausalLM has 'aquila'"),
         ({"rms_norm_eps": None}, None, "`rms_norm_eps` is missing or null"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, None, "dynamic"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, None, "rotary scaling 'longrope'"),
     ],
 )
 def test_what_is_not_an_aquila(changes: dict[str, Any], family: str | None, message: str) -> None:

@@ -101,7 +101,7 @@ def test_a_model_without_a_window_is_read_and_written() -> None:
             "vLLM computes only rotary positions of the kind 'yarn'",
         ),
         ({"num_experts_per_tok": 1, "experts_per_token": 1}, "does not normalize the weight of a single"),
-        ({"experts_per_token": 2}, "`num_experts_per_tok` is 4, but `experts_per_token`"),
+        ({"experts_per_token": 2}, "`num_experts_per_tok` is 4, and the two must be equal"),
         ({"initial_context_length": 2048}, "it must be `original_max_position_embeddings`, 4096"),
         ({"swiglu_alpha": 1.0}, "`swiglu_alpha` is 1.0; only 1.702 is supported"),
         ({"swiglu_limit": None}, "`swiglu_limit` is missing or null"),

@@ -207,3 +207,32 @@ def test_vllm_opens_what_is_written() -> None:
     words = [sys.executable, "-c", VLLM_OPENS]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == [f"all of {len(CONFIGS)}"], done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "note"),
+    [
+        ("gpt_oss", {}, ""),
+        ("gpt_oss", {"swiglu_limit": 7}, ""),
+        ("gpt_oss", {"rms_norm_eps": 1e-6}, "vLLM does not read rms_norm_eps, and computes"),
+        (
+            "gpt_oss",
+            {"swiglu_limit": 5.0, "tie_word_embeddings": True},
+            "vLLM does not read swiglu_limit, tie_word_embeddings, and",
+        ),
+        ("gemma2", {"attn_logit_softcapping": None}, ""),
+        (
+            "gemma2",
+            {"attn_logit_softcapping": None, "tie_word_embeddings": False},
+            "vLLM takes the embedding for the output",
+        ),
+        ("gemma2", {"tie_word_embeddings": False}, "='eager'; vLLM takes the embedding for the output"),
+    ],
+)
+def test_what_the_libraries_read_differently_is_said(
+    family: str, changes: dict[str, object], note: str
+) -> None:
+    window = {"sliding_window": 128}
+    said = registry.load(family).caveat(read_config(small(family, **window, **changes), "config.json"))
+    assert note in said
+    assert bool(note) == bool(said)

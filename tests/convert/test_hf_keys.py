@@ -109,6 +109,33 @@ def refusal(config: Any) -> str:
         ),
         ("gemma3", {"rope_parameters": {"full_attention": [1]}}, "'full_attention' in `rope_parameters` is"),
         ("gemma3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn' is not"),
+        (
+            "gemma3",
+            {"rope_scaling": {"type": "linear", "factor": 8.0}},
+            "transformers does not read `type` there: name the kind `rope_type`",
+        ),
+        (
+            "gemma3",
+            {"_sliding_window_pattern": 2},
+            "transformers reads only `sliding_window_pattern`, without which it is 6",
+        ),
+        ("gpt_oss", {"experts_per_token": 2}, "`experts_per_token` is 2; `num_experts_per_tok` is 4"),
+        ("gpt_oss", {"experts_per_token": "4"}, "`experts_per_token` is '4'; `num_experts_per_tok` is 4"),
+        (
+            "gpt_oss",
+            {"num_experts_per_tok": 2, "experts_per_token": 4},
+            "`experts_per_token` is 4; `num_experts_per_tok` is 2",
+        ),
+        ("llama_biased", {"qkv_bias": False}, "`qkv_bias` is False; only True is supported"),
+        ("llama_biased", {"qkv_bias": None}, "`qkv_bias` is None; only True is supported"),
+        ("qwen3", {"head_dim": 25}, "a head has 25 numbers, but rotary positions need an even number"),
+        ("llama", {"hidden_size": 68, "head_dim": None}, "a head has 17 numbers, but rotary positions"),
+        ("qwen3_moe", {"router_aux_loss_coef": False}, "`router_aux_loss_coef` is False, not a number of at"),
+        (
+            "llama",
+            {"hidden_size": 66, "head_dim": 16},
+            "`hidden_size` 66 cannot be divided into 4 attention heads",
+        ),
         ("olmo2", {"attention_bias": True}, "`attention_bias` is True; only False is supported"),
         ("olmo2", {"layer_types": ["sliding_attention"] * 2}, "`layer_types` is ['sliding_attention', "),
         ("olmo2", {"clip_qkv": 8.0}, "`clip_qkv` is 8.0"),
@@ -117,7 +144,7 @@ def refusal(config: Any) -> str:
         (
             "llama",
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.7}},
-            "vLLM ignores them in this family, and transformers does not; remove them",
+            "only DeepSeek's families can have other values than 1 and 0",
         ),
         ("llama", {"partial_rotary_factor": 0.5}, "`partial_rotary_factor` is 0.5; only 1.0"),
         (
@@ -182,8 +209,9 @@ def refusal(config: Any) -> str:
     ],
 )
 def test_what_is_not_understood_is_refused(family: str, changes: dict[str, Any], message: str) -> None:
-    of_gemma = {"sliding_window": 1024} if family.startswith("gemma") else {}
-    assert message in refusal(small(family, **{**of_gemma, **changes}))
+    needed = {"sliding_window": 1024} if family.startswith("gemma") else {}
+    needed = {"attention_bias": True, "mlp_bias": True} if family == "llama_biased" else needed
+    assert message in refusal(small(family, **{**needed, **changes}))
 
 
 @pytest.mark.parametrize("key", ["sliding_window", "logits_scaling", "mm_hidden_size", "max_seq_length"])

@@ -156,6 +156,29 @@ def test_a_checkpoint_that_matches_no_family_is_refused(changes: dict[str, objec
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        (MIXTRAL, {"moe_router_load_balancing_type": "sinkhorn"}, "= 'sinkhorn', but a loss"),
+        (MIXTRAL, {"moe_router_load_balancing_type": ["quantile_balancing"]}, "= ['quantile_balancing']"),
+        (MIXTRAL, {"moe_apply_probs_on_input": True}, "moe_apply_probs_on_input = True, but"),
+        (MIXTRAL, {"moe_mlp_glu_interleave_size": 32}, "moe_mlp_glu_interleave_size = 32, but None in"),
+        (MIXTRAL, {"moe_shared_expert_glu_interleave_size": 32}, "glu_interleave_size = 32"),
+        (
+            MODELS[3],
+            {"rotary_seq_len_interpolation_factor": 4},
+            "rotary_seq_len_interpolation_factor = 4, but None with use_rope_scaling",
+        ),
+    ],
+)
+def test_an_argument_that_the_family_does_not_have_is_refused(
+    model: Model, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        model_of({**checkpoint_arguments(model), **changes}, 10, "checkpoint", model.family)
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize("pattern", [None, [1, 0]])
 def test_windows_that_a_gemma_does_not_have_are_refused(pattern: list[int] | None) -> None:
     for family in ("gemma2", "gemma3"):

@@ -11,16 +11,13 @@ from megatron.flagscale.convert import adapter_checkpoint, peft_folder
 from megatron.flagscale.convert.adapters import Adapter
 from megatron.flagscale.convert.checkpoints import find_checkpoint, reader_of
 from megatron.flagscale.convert.convert import HUGGINGFACE, MEGATRON, format_of
+from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.files import complete_folder, read_json
 from megatron.flagscale.convert.hf_pictures import read_config
 from megatron.flagscale.convert.huggingface import CONFIG
 from megatron.flagscale.convert.megatron_args import checkpoint_arguments
 from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.model import Model
-
-_UNREAD_EXPERTS = ("qwen2_moe",)
-"""Families that PEFT takes for models without experts: it finds joined experts by `model_type`, and this one
-is missing in its `_MODEL_TO_CONVERSION_PATTERN` (`utils/transformers_weight_conversion.py`)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def export_adapter(
         what = "adapters of models with pictures cannot be exported"
         raise UserError([Problem(what, str(load), merge)])
     of_experts = {one.kind for one in adapter.projections if one.entry.expert is not None}
-    if of_experts and adapter.model.family in _UNREAD_EXPERTS:
+    if of_experts and registry.load(adapter.model.family).is_unread_by_peft:
         what = f"PEFT 0.21.2 does not read adapters of experts of the family {adapter.model.family}"
         hint = f"train other projections than {', '.join(sorted(of_experts))} (`lora_targets`), or {merge}"
         raise UserError([Problem(what, str(load), hint)])

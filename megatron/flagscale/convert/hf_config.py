@@ -123,13 +123,14 @@ def _variant(config: Mapping[str, Any], same_class: Sequence[Family]) -> Family:
 
 
 def _with_usual_names(config: Mapping[str, Any], family: Family, report: Report) -> Mapping[str, Any]:
-    """Return the keys by the names that the family gives them."""
+    """Return the keys in the form and by the names that the family gives them."""
+    config = family.usual(config, report)
     usual = {key: value for key, value in config.items() if key not in family.other_keys}
     for other, key in family.other_keys.items():
         if other in config and not same(usual.setdefault(key, config[other]), config[other]):
             what = f"`{key}` is {short(usual[key])}, but `{other}`, which means the same, is"
             report(f"{what} {short(config[other])}")
-    return family.usual(usual, report)
+    return usual
 
 
 def _names(family: Family, field: str) -> Iterable[str]:
@@ -158,9 +159,12 @@ def _sizes(values: Mapping[str, Any], family: Family, report: Report) -> tuple[d
             unknown.add(field)
         known[field] = value
     hidden, heads = known["hidden"], known["heads"]
-    is_split = values.get(family.keys.get("head_dim", "")) is None
+    is_split = family.whole_heads or values.get(family.keys.get("head_dim", "")) is None
     if is_split and not unknown & {"hidden", "heads"} and hidden % heads:
         report(f"`{family.keys['hidden']}` {hidden} cannot be divided into {heads} attention heads")
+    turns_all = family.is_rotary and not family.is_latent and same(values[PARTIAL], 1.0)
+    if turns_all and not unknown & {"hidden", "heads", "head_dim"} and known["head_dim"] % 2:
+        report(f"a head has {known['head_dim']} numbers, but rotary positions need an even number of them")
     has_both = family.has_experts and not unknown & {"topk", "experts"}
     if has_both and known["topk"] > known["experts"]:
         report(f"`{family.keys['topk']}` is {known['topk']}, but there are {known['experts']} experts")

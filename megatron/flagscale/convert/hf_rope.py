@@ -162,7 +162,7 @@ def _read_yarn(values: Mapping[str, Any], is_latent: bool, report: Report) -> Ya
         report(f"the rotary scaling has {found}: only both or none, or mscale 1, are supported")
     elif not is_latent and (mscale, all_dim) != (1.0, 0.0):
         what = f"the rotary scaling has mscale {short(mscale)} and mscale_all_dim {short(all_dim)}"
-        report(f"{what}: vLLM ignores them in this family, and transformers does not; remove them")
+        report(f"{what}: only DeepSeek's families can have other values than 1 and 0")
     fast, slow = float(given["beta_fast"] or 0), float(given["beta_slow"] or 0)
     return Yarn(values[_ORIGINAL], fast, slow, float(mscale), float(all_dim), given["truncate"] is not False)
 

@@ -23,6 +23,9 @@ _PARAMETERS, _SCALING, _THETA, _TYPE = "rope_parameters", "rope_scaling", "rope_
 def usual_rope(config: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
     """Return the keys with those of `full_attention` as in other families, and the other base as `LOCAL`."""
     parameters, scaling = config.get(_PARAMETERS), config.get(_SCALING)
+    if isinstance(scaling, dict) and "type" in scaling and _TYPE not in scaling:
+        what = f"`{_SCALING}` is {short(scaling)}, but transformers does not read `type` there"
+        report(f"{what}: name the kind `{_TYPE}`")
     if parameters is None:
         return config
     if not isinstance(parameters, dict) or not {*parameters} <= {_FULL, _WINDOW}:

@@ -62,6 +62,9 @@ _OF_EXPERTS = (
     "moe_shared_expert_gate",
     "moe_layer_freq",
     "moe_latent_size",
+    "moe_apply_probs_on_input",
+    "moe_mlp_glu_interleave_size",
+    "moe_shared_expert_glu_interleave_size",
 )
 OF_SIZES = {
     "window": "window_size",
@@ -108,7 +111,8 @@ def expected_arguments(family: Family) -> dict[str, Any]:
     checked = (*ARCHITECTURE, *(_OF_EXPERTS if family.has_experts else ()))
     expected = {**{name: engine_defaults().get(name) for name in checked}, **family.arguments}
     varying = {setting.argument for setting in family.settings} | {*family.ignored}
-    varying |= {POSITIONS} if "yarn" in family.scalings and not family.is_latent else set()
+    is_stretched = family.is_rotary and not family.is_latent and "yarn" in family.scalings
+    varying |= {POSITIONS} if is_stretched else set()
     varying |= {argument for field, argument in OF_SIZES.items() if field in family.keys}
     return {name: value for name, value in expected.items() if name not in varying}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flagscale.checks.experts import OTHER_BALANCE
 from flagscale.errors import Problem, UserError
 from flagscale.vision.arguments import vision_of
 from megatron.flagscale.convert.families import registry
@@ -21,6 +22,8 @@ from megatron.flagscale.convert.megatron_args import (
     expected_arguments,
 )
 from megatron.flagscale.convert.model import Model, Rope, Yarn
+
+_LINEAR = "rotary_seq_len_interpolation_factor"
 
 
 def model_of(args: Mapping[str, Any], vocab: int, where: str, family: str | None = None) -> Model:
@@ -85,11 +88,14 @@ def _balancing(args: Mapping[str, Any], family: Family) -> dict[str, Any]:
     settings = {setting.argument: setting for setting in family.settings}
     if AUX_LOSS not in settings:
         return {}
-    given = (one if isinstance(one, list) else [one] for one in (args[BALANCING], args[AUX_LOSS]))
-    weights = dict(zip(*given, strict=False))
+    weights = dict(zip(_listed(args[BALANCING]), _listed(args[AUX_LOSS]), strict=False))
     kinds = [*settings[BALANCING].values.values()] if BALANCING in settings else ["aux_loss"]
     kind = next((one for one in kinds if one in weights), kinds[0])
     return {AUX_LOSS: weights.get(kind, 0.0)} | ({BALANCING: kind} if BALANCING in settings else {})
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _dense(args: Mapping[str, Any]) -> int | None:
@@ -140,6 +146,10 @@ def _differences(family: Family, args: Mapping[str, Any]) -> dict[str, str]:
         differences[POSITIONS] = "'rope' or 'yarn'"
     if bool(args.get("num_experts")) != family.has_experts:
         differences["num_experts"] = "a number" if family.has_experts else "None"
+    if family.has_experts and {*_listed(args.get(BALANCING))} & {*OTHER_BALANCE}:
+        differences[BALANCING] = "a loss such as 'aux_loss'"  # the others choose other experts
+    if args.get("use_rope_scaling") and args.get(_LINEAR) and args.get(POSITIONS) == "rope":
+        differences[_LINEAR] = "None with use_rope_scaling"  # Megatron would apply both
     if "dense" in family.keys and _dense(args) is None:
         differences["moe_layer_freq"] = "layers without experts only before all others"
     width = args.get("moe_ffn_hidden_size") or args["ffn_hidden_size"]
@@ -165,8 +175,8 @@ def _rope(args: Mapping[str, Any]) -> Rope:
         return Rope(theta, "yarn", factor, _yarn(args)) if factor != 1 else Rope(theta)
     if args["use_rope_scaling"]:
         return Rope(theta, "llama3", float(args["rope_scaling_factor"]))
-    if args["rotary_seq_len_interpolation_factor"]:
-        return Rope(theta, "linear", float(args["rotary_seq_len_interpolation_factor"]))
+    if args[_LINEAR]:
+        return Rope(theta, "linear", float(args[_LINEAR]))
     return Rope(theta)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from megatron.flagscale.convert.families.joins import COPY, Join, Shape
 from megatron.flagscale.convert.hf_defaults import class_defaults
-from megatron.flagscale.convert.json_values import is_positive, is_size
+from megatron.flagscale.convert.json_values import is_positive, is_size, same
 from megatron.flagscale.convert.model import Model
 
 EXTENTS: Mapping[str, Callable[[Model], int]] = {
@@ -85,7 +85,7 @@ class Kind(NamedTuple):
     fits: Callable[[Any], bool]
 
 
-NUMBER = Kind("a number of at least 0", lambda value: value == 0 or is_positive(value))
+NUMBER = Kind("a number of at least 0", lambda value: same(value, 0) or is_positive(value))
 POSITIVE = Kind("a positive number", is_positive)
 SIZE = Kind("a positive whole number", is_size)
 SIZE_OR_NULL = Kind("null or a positive whole number", lambda value: value is None or is_size(value))
@@ -165,6 +165,12 @@ class Family:
     """Printed when a folder of this family was written: what else is needed to open it."""
     caveat: Callable[[Model], str] = lambda model: ""
     """Returns what the libraries compute differently in a model; "" if nothing."""
+    is_unread_by_peft: bool = False
+    """Whether PEFT 0.21.2 takes the models for ones without experts: it finds joined experts by `model_type`,
+    in `_MODEL_TO_CONVERSION_PATTERN` (`utils/transformers_weight_conversion.py`)."""
+    whole_heads: bool = False
+    """Whether transformers opens a model only if the number of heads divides the hidden size, also if heads
+    have a size of their own."""
     mixture: str = ""
     """The family of the model that results from copying the MLP of a dense one into experts."""
 

@@ -27,12 +27,15 @@ _TYPES = layer_types(lambda model: _ONE_IN)
 
 
 def _caveat(model: Model) -> str:
-    if model.settings[ATTENTION_CAP] is None:
-        return ""
-    return (
-        f"transformers ignores {ATTENTION_CAP} {model.settings[ATTENTION_CAP]:g} with its default kernel: "
-        "open the folder there with attn_implementation='eager'"
+    cap = model.settings[ATTENTION_CAP]
+    of_transformers = (
+        f"transformers ignores {ATTENTION_CAP} {cap:g} with its default kernel: open the folder there with "
+        "attn_implementation='eager'"
+        if cap is not None
+        else ""
     )
+    of_vllm = "" if model.tied else "vLLM takes the embedding for the output, which this model does not tie"
+    return "; ".join(filter(None, (of_transformers, of_vllm)))
 
 
 GEMMA2 = llama_like(
@@ -49,5 +52,6 @@ GEMMA2 = llama_like(
     written={"layer_types": _TYPES},
     checks={"layer_types": same_types(_TYPES), "sliding_window": shorter_window, "hidden_act": tanh_gelu},
     harmless=HARMLESS,
+    whole_heads=True,
     caveat=_caveat,
 )

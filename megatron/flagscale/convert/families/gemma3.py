@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flagscale.checks.gemma import WINDOW_BASE
+from flagscale.errors import short
 from megatron.flagscale.convert.families.base import POSITIVE, SIZE, Setting
 from megatron.flagscale.convert.families.decoder import ATTENTION, FIRST, LAST, llama_like
 from megatron.flagscale.convert.families.gemma import (
@@ -21,18 +23,29 @@ from megatron.flagscale.convert.families.gemma import (
     shorter_window,
 )
 from megatron.flagscale.convert.families.qwen3 import NORMS
+from megatron.flagscale.convert.hf_rope import Report
 from megatron.flagscale.convert.hf_rope_by_type import LOCAL, usual_rope, write_rope_by_type
 from megatron.flagscale.convert.model import Model
 
 _ONE_IN = 6
 """The default of transformers: five layers with a window, then one without."""
-_PATTERN = "sliding_window_pattern"
+_PATTERN, _SAVED = "sliding_window_pattern", "_sliding_window_pattern"
+"""The key that transformers reads, and the one that it writes beside `layer_types`."""
 _TYPES = layer_types(lambda model: model.settings[SKIP])
 
 
 def _rope(model: Model) -> dict[str, Any]:
     assert model.rope is not None
     return write_rope_by_type(model.rope, model.settings[WINDOW_BASE])
+
+
+def _usual(config: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
+    """Return the keys as in other families; reports a pattern that transformers does not read."""
+    is_read = config.get("layer_types") is not None or _PATTERN in config
+    if not is_read and config.get(_SAVED, _ONE_IN) != _ONE_IN:
+        what = f"`{_SAVED}` is {short(config[_SAVED])}, but transformers reads only `{_PATTERN}`"
+        report(f"{what}, without which it is {_ONE_IN}")
+    return usual_rope(config, report)
 
 
 def _regular(model: Model) -> tuple[Any, ...]:
@@ -50,7 +63,7 @@ GEMMA3 = llama_like(
     arguments={**GEMMA_ARGUMENTS, "qk_layernorm": True},
     task=TASK,
     scalings=("linear",),
-    usual=usual_rope,
+    usual=_usual,
     computed={SKIP: _regular},
     settings=(
         *SETTINGS,
@@ -61,6 +74,7 @@ GEMMA3 = llama_like(
     written={"layer_types": _TYPES, "rope_parameters": _rope},
     checks={"layer_types": same_types(_TYPES), "sliding_window": shorter_window},
     harmless=HARMLESS,
-    other_keys={"_sliding_window_pattern": _PATTERN},
+    whole_heads=True,
+    other_keys={_SAVED: _PATTERN},
     defaults={_PATTERN: _ONE_IN, "rope_theta": 1000000.0, LOCAL: 10000.0, "rope_parameters": None},
 )

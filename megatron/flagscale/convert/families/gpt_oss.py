@@ -16,6 +16,7 @@ from megatron.flagscale.convert.families.joins import Shape
 from megatron.flagscale.convert.families.llama_biased import OUTPUT_BIAS
 from megatron.flagscale.convert.families.mixtral import BALANCING
 from megatron.flagscale.convert.families.qwen2 import BIASES
+from megatron.flagscale.convert.json_values import same
 from megatron.flagscale.convert.model import Model
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class _Transposed:
         return ((tensor.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1) if self.gated else tensor).t(),)
 
 
+_LIMIT = "activation_func_clamp_value"
 _PLAIN, _GATED = _Transposed(), _Transposed(gated=True)
 _EXPERT = "mlp.experts.experts."
 _EXPERTS = (
@@ -94,6 +96,27 @@ def _original(value: Any, model: Model) -> str:
     return "" if value in (None, known) else f"it must be `original_max_position_embeddings`, {known}"
 
 
+def _chosen(value: Any, model: Model) -> str:
+    """Return "" if the key, which only OpenAI's own code reads, agrees with the one of transformers."""
+    if value is None or same(value, model.topk):
+        return ""
+    return f"`num_experts_per_tok` is {model.topk}, and the two must be equal"
+
+
+def _caveat(model: Model) -> str:
+    """Return a note if a value differs from that of gpt-oss, which vLLM 0.32 has in its code."""
+    differs = {
+        "rms_norm_eps": model.norm_eps != 1e-5,
+        "swiglu_limit": model.settings[_LIMIT] != 7,
+        "tie_word_embeddings": model.tied,
+    }
+    keys = [key for key, is_other in differs.items() if is_other]
+    if not keys:
+        return ""
+    what = f"vLLM does not read {', '.join(keys)}, and computes this model with the values of gpt-oss"
+    return f"{what} (1e-05, 7 and false): open it with transformers"
+
+
 GPT_OSS = llama_like(
     name="gpt_oss",
     architecture="GptOssForCausalLM",
@@ -132,10 +155,12 @@ GPT_OSS = llama_like(
         "rope_scaling": _stretched,
         "num_experts_per_tok": _several,
         "initial_context_length": _original,
+        "experts_per_token": _chosen,
         "attention_dropout": _no_dropout,
     },
-    settings=(BALANCING, Setting("swiglu_limit", "activation_func_clamp_value", kind=POSITIVE)),
+    settings=(BALANCING, Setting("swiglu_limit", _LIMIT, kind=POSITIVE)),
     extents={"heads": lambda model: model.heads},
-    other_keys={"experts_per_token": "num_experts_per_tok", "num_experts": "num_local_experts"},
+    other_keys={"num_experts": "num_local_experts"},
     harmless=("output_router_logits",),
+    caveat=_caveat,
 )

@@ -12,4 +12,5 @@ LLAMA = llama_like(
     config={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     other_forms={"AquilaForCausalLM": "aquila", "AquilaModel": "aquila"},
     mixture="mixtral",
+    whole_heads=True,
 )

@@ -30,4 +30,7 @@ LLAMA_BIASED = llama_like(
     rows=(*FIRST, *ATTENTION, BIASES, OUTPUT_BIAS, *MLP, *_MLP_BIASES, *LAST),
     arguments={**ARGUMENTS, "add_bias_linear": True, "add_qkv_bias": True},
     config={"hidden_act": "silu", "attention_bias": True, "mlp_bias": True},
+    # With another value, vLLM leaves out the biases of queries, keys and values; transformers ignores it.
+    defaults={"qkv_bias": True},
+    whole_heads=True,
 )

@@ -46,4 +46,5 @@ QWEN2_MOE = llama_like(
     },
     harmless=HARMLESS,
     defaults={"head_dim": None},
+    is_unread_by_peft=True,
 )
