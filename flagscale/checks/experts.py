@@ -40,9 +40,6 @@ def expert_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if values.get("add_bias_linear") and (etp or tp) > 1:
         what = "experts with biases need expert_tensor_parallel_size 1, or `disable_bias_linear: true`"
         yield "add_bias_linear", what
-    if values.get("add_bias_linear") and values.get("transformer_impl") == "local":
-        what = "experts with biases are not supported with `transformer_impl: local`"
-        yield "add_bias_linear", f"{what}; use `torch`, or set `disable_bias_linear: true`"
     kinds, weights = (
         len(given) if isinstance(given := values.get(name), list) else 1
         for name in ("moe_router_load_balancing_type", "moe_aux_loss_coeff")

@@ -107,6 +107,13 @@ def _rank_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield "kv_lora_rank", what
 
 
+def biased_expert_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield that the engine's own experts cannot have biases (see `BiasedExperts` of our layers)."""
+    if values.get("num_experts") and values.get("add_bias_linear") and values["transformer_impl"] == "local":
+        what = "experts with biases are not supported with `transformer_impl: local`"
+        yield "add_bias_linear", f"{what}; use `torch`, or set `disable_bias_linear: true`"
+
+
 def sink_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield what the sinks of attention (`softmax_type`) cannot be combined with."""
     kind, layers = values.get("softmax_type") or "vanilla", values["transformer_impl"]

@@ -15,6 +15,7 @@ from flagscale.checks.data import data_violations
 from flagscale.checks.gemma import gemma_violations
 from flagscale.checks.latent import latent_violations
 from flagscale.checks.layers import (
+    biased_expert_violations,
     cpu_violations,
     local_violations,
     sink_violations,
@@ -136,6 +137,7 @@ def _machine_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
             what = "`transformer_impl: transformer_engine` needs TransformerEngine, which is not installed"
             yield "transformer_impl", f"{what}; use `torch`, or remove the key"
     yield from context_violations(values)
+    yield from biased_expert_violations(values)
     yield from sink_violations(values)
     if layers == "torch":
         # Arguments that no layers support on CPU are reported once.

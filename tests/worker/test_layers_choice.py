@@ -31,7 +31,7 @@ from megatron.flagscale.chips import chip
 from megatron.flagscale.chips.cpu import CPU
 from megatron.flagscale.chips.cuda import CUDA
 from megatron.flagscale.layers import spec
-from megatron.flagscale.layers.experts import GroupedExperts
+from megatron.flagscale.layers.experts import BiasedExperts, GroupedExperts
 from megatron.flagscale.layers.loss import use_our_loss
 
 MACHINE = Capabilities(has_chip=False, has_fused_layers=False, backend=CPU.backend)
@@ -128,8 +128,13 @@ def test_our_choice_is_hidden_from_the_engine(text: str) -> None:
     assert shown == text.replace("impl torch", "impl local").replace("impl=torch", "impl=local").split()
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-def test_experts_are_computed_together_if_requested(grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("grouped", "biased", "kind"),
+    [(False, False, SequentialMLP), (False, True, BiasedExperts), (True, False, GroupedExperts)],
+)
+def test_experts_are_computed_together_if_requested(
+    grouped: bool, biased: bool, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parallel_state, "get_pipeline_model_parallel_rank", lambda: 0)
     settings = TransformerConfig(
         num_layers=2,
@@ -138,11 +143,12 @@ def test_experts_are_computed_together_if_requested(grouped: bool, monkeypatch: 
         num_moe_experts=2,
         moe_layer_freq=[0, 1],
         moe_grouped_gemm=grouped,
+        add_bias_linear=biased,
     )
     dense, sparse = spec.layer_spec(SimpleNamespace(transformer=settings)).layer_specs
     assert not hasattr(dense.submodules.mlp.keywords["submodules"], "experts")
     experts = sparse.submodules.mlp.keywords["submodules"].experts
-    assert experts.func is (GroupedExperts if grouped else SequentialMLP)
+    assert experts.func is kind
 
 
 @pytest.mark.parametrize(
