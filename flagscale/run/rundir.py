@@ -29,6 +29,26 @@ class RunDir:
         return self.path / "plan.json"
 
     @property
+    def slurm(self) -> Path:
+        """What is recorded of the job in Slurm that the run is, or is a step of."""
+        return self.path / "slurm.json"
+
+    @property
+    def slurm_script(self) -> Path:
+        """The batch script of a job that was submitted to Slurm."""
+        return self.logs / "scripts" / "slurm.sh"
+
+    @property
+    def slurm_output(self) -> Path:
+        """What the batch script and Slurm itself print; jobs are appended."""
+        return self.logs / "slurm.output"
+
+    @property
+    def slurm_secrets(self) -> Path:
+        """Secret environment variables for a job in Slurm's queue, which needs them at each of its begins."""
+        return self.logs / "pids" / "slurm.secrets.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
