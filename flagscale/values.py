@@ -236,6 +236,8 @@ class LaunchPlan:
     """Seconds that servers have to load their models and answer."""
     runner: str = "ssh"
     """The registered name of the runner that started the job and reports on it."""
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+    """The given keys of `experiment.runner.slurm`, as plain values."""
     transport: str = "ssh"
     ssh_port: int | None = None
     connect_timeout: float = 10.0

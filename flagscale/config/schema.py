@@ -64,14 +64,54 @@ class Task(Section):
     """The program: a module (`megatron.flagscale.train_gpt`) or a path to a `.py`; default: the engine's."""
 
 
+class SlurmGroup(Section):
+    """Equal hosts of a heterogeneous job; other keys are options of sbatch, as in `SlurmJob`."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Text] = Field(init=False)
+
+    nnodes: Positive
+    """How many hosts this group has."""
+    nproc_per_node: Ranks = "auto"
+    """Ranks per host; `auto`: the GPUs that the options of this group ask for on each host."""
+    type: NotEmpty | None = None
+    """The chip of these hosts, as `type=` in a hostfile; default: `experiment.runner.platform`."""
+
+    def options(self) -> dict[str, str]:
+        """Return the options of sbatch."""
+        return dict(self.__pydantic_extra__)
+
+
+class SlurmJob(Section):
+    """What Slurm is asked for; other keys are long options of sbatch, `-` written as `_`: `partition`,
+    `account`, `time`, `gres`, ... Values are passed on as they are written; an option without a value takes
+    `true`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Text] = Field(init=False)
+
+    requeue: bool = False
+    """Whether the job saves and begins again at its time limit, after preemption and after a lost host."""
+    groups: list[SlurmGroup] = []
+    """The groups of hosts of a heterogeneous job, in rank order; default: all hosts are asked for alike."""
+
+    def options(self) -> dict[str, str]:
+        """Return the options of sbatch that hold for all hosts."""
+        return dict(self.__pydantic_extra__)
+
+
 class Runner(Section):
     """Where the job runs, and how it is started, watched and recovered."""
 
     type: str = DEFAULT_RUNNER
     """How the job gets its hosts and starts on them. `ssh`: hosts of the hostfile; without a hostfile, this
-    host. `cloud`: a platform runs this command on every host. Or an installed plugin's name."""
+    host. `cloud`: a platform runs this command on every host. `slurm`: hosts of Slurm, in an allocation or
+    submitted. Or an installed plugin's name."""
     options: dict[str, Any] = {}
     """The runner's own keys, if it has any, such as the partition and the time limit of a batch system."""
+    slurm: SlurmJob = SlurmJob()
+    """What Slurm is asked for, with `type: slurm`."""
     backend: Literal["torchrun"] = "torchrun"
     """The agent that starts the ranks of a host."""
     hostfile: UserPath | None = None

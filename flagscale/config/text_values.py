@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from flagscale.config.source_map import SourceMap
@@ -27,7 +27,7 @@ def restore_texts(config: DictConfig, source_map: SourceMap) -> None:
             node[key] = text
 
 
-def _as_written(node: DictConfig, key: Any, path: str, source_map: SourceMap) -> str | None:
+def _as_written(node: DictConfig | ListConfig, key: Any, path: str, source_map: SourceMap) -> str | None:
     """Return the text of a number or a switch that was written in another form; None for other values."""
     try:
         value = node[key]
@@ -41,22 +41,27 @@ def _as_written(node: DictConfig, key: Any, path: str, source_map: SourceMap) ->
 
 
 def _is_group(node: Any) -> bool:
-    """Return whether a node holds keys itself."""
-    if not isinstance(node, DictConfig):
+    """Return whether a node holds keys or items itself."""
+    if not isinstance(node, DictConfig | ListConfig):
         return False
     return not (node._is_none() or node._is_interpolation() or node._is_missing())
 
 
-def _keys(node: Any, path: str) -> Iterator[tuple[DictConfig, Any, str]]:
-    """Yield (mapping, key, key path) of each given key below a node."""
+def _names(node: DictConfig | ListConfig) -> list[Any]:
+    """Return the keys of a group, or the indices of a list."""
+    return list(range(len(node)) if isinstance(node, ListConfig) else node.keys())
+
+
+def _keys(node: Any, path: str) -> Iterator[tuple[DictConfig | ListConfig, Any, str]]:
+    """Yield (group, key, key path) of each given key below a node."""
     if _is_group(node):
-        for key in node:
+        for key in _names(node):
             yield node, key, f"{path}.{key}"
             yield from _keys(node._get_node(key), f"{path}.{key}")
 
 
-def _text_keys(node: Any, kind: Any, path: str) -> Iterator[tuple[DictConfig, Any, str]]:
-    """Yield (mapping, key, key path) of each given key whose type in the schema is `Text`."""
+def _text_keys(node: Any, kind: Any, path: str) -> Iterator[tuple[DictConfig | ListConfig, Any, str]]:
+    """Yield (group, key, key path) of each given key whose type in the schema is `Text`."""
     from flagscale.config.schema import Section
 
     if not _is_group(node):
@@ -67,8 +72,9 @@ def _text_keys(node: Any, kind: Any, path: str) -> Iterator[tuple[DictConfig, An
         other = (*get_args(named.pop("__pydantic_extra__", None)), None, None)[1]
     elif get_origin(kind) is dict:
         other = get_args(kind)[1]
-    keys: list[Any] = list(node.keys())
-    for key in keys:
+    elif get_origin(kind) is list:
+        other = get_args(kind)[0]
+    for key in _names(node):
         type_ = named.get(str(key), other)
         if _is_text(type_):
             yield node, key, f"{path}.{key}"

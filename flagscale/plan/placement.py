@@ -97,6 +97,7 @@ def build_plan(
         channel=_channel(rendezvous) if len(here) > 1 and not job.own_roles else None,
         recovery=Recovery(runner.max_restarts, runner.restart_timeout, runner.hang_timeout, fewer_hosts),
         runner=runner.type,
+        slurm=runner.slurm.model_dump(exclude_defaults=True),
         transport=runner.transport,
         ssh_port=runner.ssh_port,
         connect_timeout=runner.connect_timeout,
