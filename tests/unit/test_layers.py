@@ -71,6 +71,7 @@ EFFECTS_IN = {
     "engines/megatron/own_arguments.py",  # the arguments of a user's own program
     "platforms/nvidia.py",
     "run/machine.py",
+    "runners/slurm/commands.py",
 }
 """Where processes, sockets and hosts may be touched."""
 
