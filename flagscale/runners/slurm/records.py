@@ -14,11 +14,11 @@ from itertools import pairwise
 from flagscale.frozen import dataclass
 from flagscale.runners.slurm.commands import SlurmRefused, call
 
-_OVER = frozenset(
-    ["BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"]
-    + ["OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"]
+_OVER = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
+    *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 )
-_WAITING = frozenset(["PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"])
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 _FREE_TEXTS = ("JobName", "Comment", "AdminComment", "SystemComment", "Command", "WorkDir")
 """The keys whose values go on to the end of the line."""
 _NOTHING = ("(null)", "None", "N/A", "Unknown")
