@@ -30,13 +30,13 @@ def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
     """Return the script that runs a host's share of the job in the foreground, under its supervisor."""
     lines = [
         "#!/usr/bin/env bash",
-        f"# {_one_line(plan.name)}: host {node.host.rank} of {len(plan.nodes)}, {node.host.name}, "
+        f"# {one_line(plan.name)}: host {node.host.rank} of {len(plan.nodes)}, {node.host.name}, "
         f"{node.host.slots} of {plan.world_size} {'slots' if node.services else 'ranks'} ({plan.layout}) "
         f"on {node.host.platform}",
         f"# run {plan.run_id}",
         "#",
         "# The supervisor starts this command (it reads plan.json, not these lines):",
-        *[f"#   {name}={_one_line(value)}" for name, value in node.env.items()],
+        *[f"#   {name}={one_line(value)}" for name, value in node.env.items()],
         *[f"#   {line}" for line in command_lines(node.command())],
         *_service_lines(node),
         "set -eo pipefail",
@@ -55,7 +55,7 @@ def _service_lines(node: NodeCommand) -> list[str]:
     for service in node.services:
         devices = f", devices {', '.join(map(str, service.devices))}" if service.devices else ""
         lines += ["#", f"# service {service.name}{devices}"]
-        lines += [f"#   {name}={_one_line(value)}" for name, value in service.env.items()]
+        lines += [f"#   {name}={one_line(value)}" for name, value in service.env.items()]
         lines += [f"#   {line}" for line in command_lines(service.argv)]
     return lines
 
@@ -75,7 +75,7 @@ def command_lines(argv: tuple[str, ...]) -> list[str]:
     """Return argv as readable lines: one option with its values per line, quoted so that it can be pasted."""
     lines: list[str] = []
     for word in argv:
-        quoted = _one_line(word)
+        quoted = one_line(word)
         if not lines or word.startswith("--"):
             lines.append(quoted)
         else:
@@ -83,7 +83,7 @@ def command_lines(argv: tuple[str, ...]) -> list[str]:
     return lines
 
 
-def _one_line(word: str) -> str:
+def one_line(word: str) -> str:
     """Quote a word so that it stays on its line whatever it contains: a newline would end the comment."""
     if word.isprintable():
         return shlex.quote(word)
@@ -102,10 +102,11 @@ def _ansi_c(char: str) -> str:
 def node_lines(plan: LaunchPlan, node: NodeCommand, verb: str) -> list[str]:
     """Return the shell lines that replace a script, or a subshell of one, by a node command of this plan."""
     words = [plan.python, "-m", "flagscale.node", verb, plan.exp_dir, str(node.host.rank), plan.run_id]
-    return [*_pythonpath(plan), f"exec {shlex.join(words)}"]
+    return [*pythonpath_lines(plan), f"exec {shlex.join(words)}"]
 
 
-def _pythonpath(plan: LaunchPlan) -> list[str]:
+def pythonpath_lines(plan: LaunchPlan) -> list[str]:
+    """Return the shell lines that let Python find the clone of a plan; none if FlagScale is installed."""
     if not plan.source_root:
         return []
     roots = shlex.quote(import_path(plan.source_root))
