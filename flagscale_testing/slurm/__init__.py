@@ -1,0 +1,1 @@
+"""A real Slurm cluster of virtual nodes on this machine."""
