@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,6 @@ from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, from_dict, read_state
 from flagscale.values import Host, LaunchPlan
 
-Queued = Callable[[LaunchPlan], str]
 _POLL = 0.1
 _LEAVING = 10.0
 """Seconds that the supervisor of a run that has just ended may take to exit."""
@@ -57,8 +56,12 @@ class HostStatus:
         return not self.trouble and self.state.phase in ENDED
 
 
-def _never_queued(plan: LaunchPlan) -> str:
-    return ""
+Earlier = Callable[[LaunchPlan], tuple[str, Sequence[HostStatus]]]
+"""Returns why an earlier job keeps its run directory ("": see its hosts), and the states of its hosts."""
+
+
+def _on_its_hosts(plan: LaunchPlan) -> tuple[str, Sequence[HostStatus]]:
+    return "", status(plan)
 
 
 def start(
@@ -66,14 +69,14 @@ def start(
     config: str,
     secrets: Mapping[str, str],
     done: OnProgress | None = None,
-    queued: Queued = _never_queued,
+    earlier: Earlier = _on_its_hosts,
 ) -> None:
     """Record the plan in its run directory and start it on every host; all hosts run it, or none does.
 
     Args:
         secrets: environment variables of the job that must not be recorded.
         done: called with the number of hosts that have started, and the number of all hosts.
-        queued: as in `refuse_if_running`.
+        earlier: as in `refuse_if_running`.
 
     Raises:
         FlagScaleError: a job is still running in the run directory, or another launcher is starting one.
@@ -82,7 +85,7 @@ def start(
     if plan.channel:
         secrets = {**secrets, CHANNEL_SECRET: token_hex(32)}
     texts = scripts(plan)
-    with recorded(plan, texts, config, secrets, queued):
+    with recorded(plan, texts, config, secrets, earlier):
         try:
             start_hosts(plan, unseen_files(plan, texts, secrets), done)
         finally:
@@ -91,7 +94,7 @@ def start(
 
 @contextmanager
 def recorded(
-    plan: LaunchPlan, texts: Mapping[Path, str], config: str, secrets: Mapping[str, str], queued: Queued
+    plan: LaunchPlan, texts: Mapping[Path, str], config: str, secrets: Mapping[str, str], earlier: Earlier
 ) -> Iterator[None]:
     """Hold the run directory, with one start recorded in it; remove its secrets again if that fails.
 
@@ -103,7 +106,7 @@ def recorded(
     """
     run_dir = RunDir(Path(plan.exp_dir))
     with run_dir.starting():
-        refuse_if_running(run_dir, plan, queued)
+        refuse_if_running(run_dir, plan, earlier)
         try:
             ours = {host: secrets for host in plan.hosts if secrets and sees_our_files(plan, host)}
             run_dir.write_launch(plan, texts, config, ours)
@@ -113,25 +116,27 @@ def recorded(
             raise
 
 
-def refuse_if_running(run_dir: RunDir, new: LaunchPlan, queued: Queued = _never_queued) -> None:
+def refuse_if_running(run_dir: RunDir, new: LaunchPlan, ask: Earlier = _on_its_hosts) -> None:
     """Raise a FlagScaleError if a job of this run directory is still running on any host, or is queued.
 
     If the job had several hosts, one that cannot be asked and is not part of the `new` plan does not count:
     its supervisor ends its part of the run when it has lost the others.
 
     Args:
-        queued: returns what an earlier job is waiting for in a queue; "" if it is not queued.
+        ask: asks the earlier job; default: its hosts, because it has no queue.
     """
     earlier = run_dir.read_plan()
     if earlier is None or _was_stopped_everywhere(earlier):
         return
-    if waits_for := queued(earlier):
-        what = f"run {earlier.run_id} of {run_dir.path} is queued ({waits_for})"
-        raise FlagScaleError(f"{what}; stop it first, or use another experiment.exp_dir")
     wanted = {host.name for host in new.hosts}
     deadline = time.monotonic() + _LEAVING
-    while unended := [host for host in status(earlier) if host.processes or not host.ended]:
-        if all(host.ended for host in unended) and time.monotonic() < deadline:
+    while True:
+        kept, hosts = ask(earlier)
+        if kept:
+            what = f"run {earlier.run_id} of {run_dir.path} is {kept}"
+            raise FlagScaleError(f"{what}; stop it first, or use another experiment.exp_dir")
+        unended = [host for host in hosts if host.processes or not host.ended]
+        if unended and all(host.ended for host in unended) and time.monotonic() < deadline:
             time.sleep(_POLL)
             continue
         unended = [

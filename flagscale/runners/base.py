@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from flagscale import registry
 from flagscale.plan.render import scripts
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flagscale.plan.prepare import Prepared
     from flagscale.remote.preflight import CheckResult
 
-QueuePhase = Literal["queued", "stopped", "failed"]
+QueuePhase = Literal["queued", "starting", "stopping", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,15 @@ class RunReport:
     """The phase of the job in the runner's queue; None: the phase follows from the states of its hosts."""
     reason: str = ""
     """Why it is in this phase: what it is waiting for, who cancelled it, or why it could not start."""
+    notes: Sequence[str] = ()
+    """More about the job in the queue for people: the time that is left, how it ended before."""
+    queue: Mapping[str, Any] = field(default_factory=dict)
+    """The same for programs, as plain JSON values."""
+
+    @property
+    def is_in_queue(self) -> bool:
+        """Whether the runner keeps the job, so that more is to come whatever its hosts have recorded."""
+        return self.phase in ("queued", "starting", "stopping")
 
 
 def check_hosts(prepared: Prepared) -> list[CheckResult]:
@@ -52,7 +61,7 @@ def require_hosts(prepared: Prepared) -> LaunchPlan:
 
     if any(service.url for services in prepared.job.services.values() for service in services):
         # Otherwise the servers of an earlier job would be reported as unknown processes that use the ports.
-        launcher.refuse_if_running(RunDir(Path(prepared.plan.exp_dir)), prepared.plan, queued)
+        launcher.refuse_if_running(RunDir(Path(prepared.plan.exp_dir)), prepared.plan, earlier_job)
     rendezvous = require_ready(
         prepared.experiment, prepared.job, prepared.plan, prepared.engine.distributions
     )
@@ -63,7 +72,7 @@ def start_now(prepared: Prepared, plan: LaunchPlan, done: OnProgress | None) -> 
     """Start the plan on all of its hosts, or on none of them."""
     from flagscale.plan.placement import secrets
 
-    launcher.start(plan, prepared.config, secrets(prepared.job, prepared.experiment), done, queued)
+    launcher.start(plan, prepared.config, secrets(prepared.job, prepared.experiment), done, earlier_job)
     return ""
 
 
@@ -133,13 +142,13 @@ def all_scripts(plan: LaunchPlan) -> dict[Path, str]:
     return {**scripts(plan), **runner_of(plan).rules.scripts(plan)}
 
 
-def queued(plan: LaunchPlan) -> str:
-    """Return what a job is waiting for in its runner's queue; "" if it is not queued."""
-    runner = runner_of(plan)
-    if runner.report is ask_hosts:
-        return ""  # this runner has no queue, so there is no need to ask the hosts
-    report = runner.report(plan, False)
-    return (report.reason or "its turn") if report.phase == "queued" else ""
+def earlier_job(plan: LaunchPlan) -> tuple[str, Sequence[HostStatus]]:
+    """Return in which phase, and why, a job is in its runner's queue ("": it is not), and the states of its
+    hosts.
+    """
+    report = runner_of(plan).report(plan, True)
+    kept = f"{report.phase} ({report.reason or 'its turn'})" if report.is_in_queue else ""
+    return kept, report.hosts
 
 
 @contextmanager
@@ -152,5 +161,5 @@ def recorded(prepared: Prepared, plan: LaunchPlan) -> Iterator[None]:
     from flagscale.plan.placement import secrets
 
     hidden = secrets(prepared.job, prepared.experiment)
-    with launcher.recorded(plan, all_scripts(plan), prepared.config, hidden, queued):
+    with launcher.recorded(plan, all_scripts(plan), prepared.config, hidden, earlier_job):
         yield

@@ -44,6 +44,10 @@ class JobStatus:
     """The phase of the job in the runner's queue; None: it follows from the states of its hosts."""
     reason: str = ""
     """The reason for the phase in the queue."""
+    notes: Sequence[str] = ()
+    """More about the job in the queue, for people."""
+    queue: Mapping[str, Any] = field(default_factory=dict)
+    """The same for programs."""
     own_progress: Mapping[int, Progress] = field(default_factory=dict)
     """By host rank, if each host runs a job of its own; `progress` is then that of the slowest."""
 
@@ -61,7 +65,7 @@ class JobStatus:
     def ended(self) -> bool:
         """Whether there is nothing left to wait for."""
         if self.queue_phase:
-            return self.queue_phase != "queued"
+            return self.queue_phase in ("stopped", "failed")
         return self.is_given_up or all(host.ended for host in taking_part(self.hosts))
 
     @property
@@ -156,6 +160,7 @@ def status_json(status: JobStatus) -> dict[str, Any]:
     return {
         "state": status.phase,
         "reason": status.reason,
+        **({"queue": dict(status.queue)} if status.queue else {}),
         "name": status.plan.name,
         "run_id": status.plan.run_id,
         "exp_dir": status.plan.exp_dir,

@@ -60,7 +60,7 @@ def status_text(status: JobStatus) -> str:
     lines = [
         f"{plan.name}: {status.phase}  ({_size(plan)} on {_hosts(plan)}, {plan.layout}, run {plan.run_id})"
     ]
-    lines += [f"  {status.reason}"] if status.reason else []
+    lines += [f"  {line}" for line in (status.reason, *status.notes) if line]
     lines += [f"  {line}" for line in service_lines(status.services)]
     if status.progress and not status.own_progress:
         lines.append(f"  {progress_text(status.progress)}")

@@ -14,7 +14,7 @@ from flagscale.errors import FlagScaleError
 from flagscale.remote.hosts import sees_our_files
 from flagscale.remote.launcher import HostStatus, OnProgress
 from flagscale.run.state import OVER, from_json
-from flagscale.runners.base import runner_of
+from flagscale.runners.base import RunReport, runner_of
 from flagscale.status.log_tail import LogTail, of_all
 from flagscale.status.model import JobStatus, job_status, taking_part
 from flagscale.status.progress import TAIL_BYTES, read_progress
@@ -31,6 +31,11 @@ _CHUNK = 1 << 20
 def current_status(plan: LaunchPlan, *, count: bool = True) -> JobStatus:
     """Ask the runner once and read the metrics of this run; `count` as in `JobRunner.report`."""
     report = runner_of(plan).report(plan, count)
+    return replace(_joined(report), notes=report.notes, queue=report.queue)
+
+
+def _joined(report: RunReport) -> JobStatus:
+    """Return the status that follows from a report and from the metrics and services of its run."""
     plan, hosts = report.plan, report.hosts
     if report.phase and not any(host.state for host in hosts):
         # Metrics in the run directory are those of an earlier run.
@@ -98,10 +103,11 @@ def statuses(plan: LaunchPlan, report: Callable[[str], object]) -> Iterator[JobS
     while: a host that lost power never answers.
 
     Args:
-        report: called once with a line for every host that cannot be asked, and for each reason to be queued.
+        report: called once with a line for every host that cannot be asked, and for each reason of a phase in
+            the queue.
     """
     reported: dict[str, str] = {}
-    waits_for = ""
+    said = ""
     since: float | None = None
     while True:
         status = current_status(plan, count=False)
@@ -109,9 +115,9 @@ def statuses(plan: LaunchPlan, report: Callable[[str], object]) -> Iterator[JobS
             if host.trouble and reported.get(host.host.name) != host.trouble:
                 report(f"{host.host.name}: {host.trouble}")
             reported[host.host.name] = host.trouble
-        if status.phase == "queued" and status.reason != waits_for:
-            report(f"queued: {status.reason}")
-            waits_for = status.reason
+        if status.queue_phase and not status.ended and (now := f"{status.phase}: {status.reason}") != said:
+            report(now)
+            said = now
         since = (since or time.monotonic()) if status.is_lost else None
         if since and time.monotonic() - since > _GIVE_UP:
             status = replace(status, is_given_up=True)

@@ -11,7 +11,7 @@ from flagscale.config.load import load_experiment
 from flagscale.remote import launcher
 from flagscale.run.rundir import RunDir
 from flagscale.run.tuner_dir import TunerDir
-from flagscale.runners.base import queued
+from flagscale.runners.base import earlier_job
 from flagscale.start import prepared_job, start_job
 from flagscale.status.watch import interrupted_once
 from flagscale.tuning.begin import tunable
@@ -29,7 +29,7 @@ def auto_tune(request: Request) -> int:
         return start_job(prepared_job(winner)) if is_run else 0
     request = tunable(request)
     prepared = prepared_job(request, run_id="auto_tune")
-    launcher.refuse_if_running(RunDir(Path(prepared.plan.exp_dir)), prepared.plan, queued)
+    launcher.refuse_if_running(RunDir(Path(prepared.plan.exp_dir)), prepared.plan, earlier_job)
     with interrupted_once():
         try:
             result = tune(request, prepared, _say)

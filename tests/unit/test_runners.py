@@ -79,6 +79,29 @@ def test_a_job_that_ends_in_the_queue_has_that_phase(plan: LaunchPlan, phase: st
     assert "by its user" in status_text(status)
 
 
+@pytest.mark.parametrize("phase", ["starting", "stopping"])
+def test_a_job_that_the_queue_keeps_has_not_ended_whatever_its_hosts_say(
+    plan: LaunchPlan, phase: str
+) -> None:
+    REPORTS[:] = [RunReport(plan, [host_status(plan, 0, "stopped")], phase, "again")]  # type: ignore[arg-type]
+    status = current_status(plan)
+    assert (status.phase, status.ended) == (phase, False)
+    RunDir(Path(plan.exp_dir)).plan.write_text(plan.to_json())
+    refused = rf"run now of .* is {phase} \(again\); stop it first"
+    with (
+        pytest.raises(FlagScaleError, match=refused),
+        recorded(prepared(plan), plan),  # type: ignore[arg-type]
+    ):
+        pass
+
+
+def test_what_the_queue_adds_is_shown_to_people_and_programs(plan: LaunchPlan) -> None:
+    REPORTS[:] = [replace(REPORTS[0], notes=["job 7: no time limit"], queue={"job_id": "7"})]
+    status = current_status(plan)
+    assert status_text(status).splitlines()[1:3] == ["  2 jobs are ahead", "  job 7: no time limit"]
+    assert status_json(status)["queue"] == {"job_id": "7"}
+
+
 def test_watch_continues_with_the_hosts_that_the_queue_chooses(
     plan: LaunchPlan, capsys: pytest.CaptureFixture[str]
 ) -> None:
