@@ -36,6 +36,8 @@ class Begin:
     end: End = ""
     reason: str = ""
     """More about the end, for people."""
+    failures: int = 0
+    """How many attempts failed in it, which `max_restarts` limits over all begins."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def record_begin(run_dir: RunDir, begin: Begin) -> Ledger:
 
 
 def record_end(
-    run_dir: RunDir, run_id: str, end: End, reason: str = "", ended: float | None = None
+    run_dir: RunDir, run_id: str, end: End, reason: str = "", ended: float | None = None, failures: int = 0
 ) -> Ledger:
     """Record why a begin ended (default: now), unless that was recorded; return what is recorded now."""
     when = time.time() if ended is None else ended
@@ -116,7 +118,7 @@ def record_end(
         def closed(begin: Begin) -> Begin:
             if begin.run_id != run_id or begin.end:
                 return begin
-            return replace(begin, ended=when, end=end, reason=reason)
+            return replace(begin, ended=when, end=end, reason=reason, failures=failures)
 
         return replace(ledger, begins=tuple(map(closed, ledger.begins)))
 
