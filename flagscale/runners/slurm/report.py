@@ -19,10 +19,10 @@ from flagscale.run.rundir import RunDir
 from flagscale.run.state import read_state
 from flagscale.runners.base import RunReport
 from flagscale.runners.slurm import ledger
+from flagscale.runners.slurm.identity import Lookup, look_up
 from flagscale.runners.slurm.ledger import Ledger
-from flagscale.runners.slurm.own_job import Answer, ask_own_job
+from flagscale.runners.slurm.outcome import begin_end_text, outcome
 from flagscale.runners.slurm.reasons import clock
-from flagscale.runners.slurm.verdict import begin_end_text, verdict
 from flagscale.values import Host, LaunchPlan
 
 _FRESH = 2.0
@@ -47,23 +47,23 @@ def report(plan: LaunchPlan, count: bool) -> RunReport:
     # A job writes its plan, which names its hosts, when it begins.
     current = run_dir.read_plan() or plan
     now = time.time()
-    found = verdict(known, answer, host_states(run_dir, current), now)
+    found = outcome(known, answer, host_states(run_dir, current), now)
     notes = [*_job_notes(answer, now), *_begin_notes(known, now)]
     if found.phase == "failed":
         notes += [f"{run_dir.slurm_output}: {line}" for line in _last_lines(run_dir.slurm_output)]
     return RunReport(current, found.hosts, found.phase, found.reason, notes, queue_json(known, answer, now))
 
 
-_answers: dict[str, tuple[float, Answer]] = {}
+_answers: dict[str, tuple[float, Lookup]] = {}
 """By job id: when the last answer came, by the monotonic clock, and the answer."""
 
 
-def _recent_answer(known: Ledger) -> Answer:
+def _recent_answer(known: Ledger) -> Lookup:
     if known.job_id in _answers:
         when, answer = _answers[known.job_id]
         if time.monotonic() - when < _FRESH:
             return answer
-    answer = ask_own_job(known)
+    answer = look_up(known)
     _answers[known.job_id] = time.monotonic(), answer
     return answer
 
@@ -80,7 +80,7 @@ def host_states(run_dir: RunDir, plan: LaunchPlan) -> list[HostStatus]:
     return list(map(of_host, plan.hosts))
 
 
-def _job_notes(answer: Answer, now: float) -> Iterator[str]:
+def _job_notes(answer: Lookup, now: float) -> Iterator[str]:
     """Yield what Slurm says of the job besides its reason: the time that it waits or has left."""
     record = answer.record
     if record is None or record.is_over:
@@ -114,7 +114,7 @@ def _last_lines(path: Path) -> list[str]:
     return [line for line in text.splitlines() if line.strip()][-_LAST_LINES:]
 
 
-def queue_json(known: Ledger, answer: Answer, now: float) -> dict[str, Any]:
+def queue_json(known: Ledger, answer: Lookup, now: float) -> dict[str, Any]:
     """Return the facts about the job for programs, as plain JSON values; times in seconds since the epoch."""
     record = answer.record
     is_active = record is not None and not record.is_over and not record.is_waiting

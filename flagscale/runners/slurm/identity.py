@@ -12,7 +12,7 @@ _SLACK = 1.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class Lookup:
     """What is known of a job."""
 
     record: JobRecord | None = None
@@ -28,15 +28,15 @@ class Answer:
         return self.record is None and not self.trouble
 
 
-def ask_own_job(ledger: Ledger) -> Answer:
+def look_up(ledger: Ledger) -> Lookup:
     """Ask Slurm about the newest job of a run directory; an answer that does not come is one too."""
     try:
         record = ask_job(ledger.job_id)
     except SlurmError as error:
-        return Answer(trouble=str(error))
+        return Lookup(trouble=str(error))
     if record is None or is_own(ledger, record):
-        return Answer(record)
-    return Answer(stranger=record)
+        return Lookup(record)
+    return Lookup(stranger=record)
 
 
 def is_own(ledger: Ledger, record: JobRecord) -> bool:

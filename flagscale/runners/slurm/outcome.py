@@ -10,8 +10,8 @@ from flagscale.remote.launcher import HostStatus
 from flagscale.run.failure import Failure
 from flagscale.run.state import ENDED
 from flagscale.runners.base import QueuePhase
+from flagscale.runners.slurm.identity import Lookup
 from flagscale.runners.slurm.ledger import Begin, Ledger
-from flagscale.runners.slurm.own_job import Answer
 from flagscale.runners.slurm.reasons import clock, end_text, waits_text
 from flagscale.runners.slurm.records import JobRecord
 
@@ -27,7 +27,7 @@ _END_TEXTS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Outcome:
     """The phase of a job, why it is in it, and the states of its hosts as they must be by now."""
 
     phase: QueuePhase | None
@@ -36,8 +36,8 @@ class Verdict:
     hosts: tuple[HostStatus, ...]
 
 
-def verdict(known: Ledger, answer: Answer, hosts: Sequence[HostStatus], now: float) -> Verdict:
-    """Return the verdict on the newest job; `now` in seconds since the epoch.
+def outcome(known: Ledger, answer: Lookup, hosts: Sequence[HostStatus], now: float) -> Outcome:
+    """Return the outcome of the newest job so far; `now` in seconds since the epoch.
 
     Args:
         hosts: the states that the hosts have recorded. They must have been read after Slurm's answer came.
@@ -58,40 +58,40 @@ def verdict(known: Ledger, answer: Answer, hosts: Sequence[HostStatus], now: flo
             reason = (
                 f"job {record.job_id} is over ({record.state}); its hosts have not reported their ends yet"
             )
-            return Verdict("stopping", reason, hosts)
+            return Outcome("stopping", reason, hosts)
         return _over(known, hosts, end_text(record, now), newest, now, record)
     if record.is_waiting and not known.is_ours:
         return _over(known, hosts, "the job whose step it was is in the queue again", newest, now)
     if record.is_waiting:
         again = f"{begin_end_text(newest, now)}; " if newest and record.restarts else ""
-        return Verdict("queued", again + waits_text(record, now), _without_states(hosts))
+        return Outcome("queued", again + waits_text(record, now), _without_states(hosts))
     return _active(known, record, hosts, newest)
 
 
-def _active(known: Ledger, record: JobRecord, hosts: tuple[HostStatus, ...], newest: Begin | None) -> Verdict:
-    """Return the verdict on a job that Slurm runs, begins or ends."""
+def _active(known: Ledger, record: JobRecord, hosts: tuple[HostStatus, ...], newest: Begin | None) -> Outcome:
+    """Return the outcome of a job that Slurm runs, begins or ends."""
     doing = f"job {record.job_id} is {record.state.lower()} on {count(record.node_count, 'host')}"
     if known.is_ours and (newest is None or newest.number < record.restarts):
-        return Verdict("starting", f"{doing} and prepares the start of its ranks", _without_states(hosts))
+        return Outcome("starting", f"{doing} and prepares the start of its ranks", _without_states(hosts))
     if not any(host.state for host in hosts):
         if newest and newest.end:
-            return Verdict("failed", newest.reason or f"the start {newest.end}", hosts)
-        return Verdict("starting", f"{doing} and starts its ranks", hosts)
+            return Outcome("failed", newest.reason or f"the start {newest.end}", hosts)
+        return Outcome("starting", f"{doing} and starts its ranks", hosts)
     if _may_begin_again(known, hosts, newest):
-        return Verdict("stopping", f"{doing}, and decides whether to begin again", hosts)
-    return Verdict(None, "" if record.state == "RUNNING" else doing, hosts)
+        return Outcome("stopping", f"{doing}, and decides whether to begin again", hosts)
+    return Outcome(None, "" if record.state == "RUNNING" else doing, hosts)
 
 
 def _unanswered(
-    known: Ledger, answer: Answer, hosts: tuple[HostStatus, ...], newest: Begin | None
-) -> Verdict:
+    known: Ledger, answer: Lookup, hosts: tuple[HostStatus, ...], newest: Begin | None
+) -> Outcome:
     """Return what the files say if Slurm does not answer."""
     reason = f"{answer.trouble}; what follows is what job {known.job_id} has recorded itself"
     if newest is None and known.is_ours:
-        return Verdict("queued", f"{reason}: it has not begun", _without_states(hosts))
+        return Outcome("queued", f"{reason}: it has not begun", _without_states(hosts))
     if not any(host.state for host in hosts):
-        return Verdict("starting", reason, hosts)
-    return Verdict("stopping" if _may_begin_again(known, hosts, newest) else None, reason, hosts)
+        return Outcome("starting", reason, hosts)
+    return Outcome("stopping" if _may_begin_again(known, hosts, newest) else None, reason, hosts)
 
 
 def _over(
@@ -101,23 +101,23 @@ def _over(
     newest: Begin | None,
     now: float,
     record: JobRecord | None = None,
-) -> Verdict:
-    """Return the verdict on a job that is over, whether or not its hosts could report that.
+) -> Outcome:
+    """Return the outcome of a job that is over, whether or not its hosts could report that.
 
     `why`: what Slurm says of the end; "" if it completed.
     """
     was_cancelled = known.stop_requested is not None or (record is not None and record.state == "CANCELLED")
     if not any(host.state for host in hosts):
         if was_cancelled:
-            return Verdict("stopped", why if known.stop_requested is None else "cancelled", hosts)
-        return Verdict("failed", f"its ranks were not started: {why or 'its script has ended'}", hosts)
+            return Outcome("stopped", why if known.stop_requested is None else "cancelled", hosts)
+        return Outcome("failed", f"its ranks were not started: {why or 'its script has ended'}", hosts)
     said = begin_end_text(newest, now) if newest and newest.end not in ("", "finished") else ""
     if all(host.ended for host in hosts):
         # The failure of a rank says more than the exit code of the script that waited for it.
         is_expected = record is None or (record.state == "FAILED" and not record.reason.startswith("Job"))
-        return Verdict(None, said or ("" if is_expected or known.stop_requested else why), hosts)
+        return Outcome(None, said or ("" if is_expected or known.stop_requested else why), hosts)
     closed = tuple(_closed(host, why or "its job is over", was_cancelled) for host in hosts)
-    return Verdict(None, said or why, closed)
+    return Outcome(None, said or why, closed)
 
 
 def _may_be_late(record: JobRecord, hosts: tuple[HostStatus, ...], newest: Begin | None, now: float) -> bool:
