@@ -2,6 +2,8 @@
 
 `supervise` and `services` run until the job ends, `serve` until its launcher disconnects; the other verbs
 print one JSON object. `supervise - RANK RUN_ID` is a session like `serve` until it is to start that run.
+`task EXP_DIR RANK RUN_ID` supervises the run as a task of a batch system, which has started it with the run's
+tags; `answer FOLDER RANK` performs the verb that is written there for this host.
 """
 
 from __future__ import annotations
@@ -19,10 +21,14 @@ def main(words: list[str]) -> int:
     verb, *arguments = words
     if verb == "serve":
         return commands.serve()
-    if verb in ("supervise", "services"):
+    if verb == "answer":
+        return commands.answer(*arguments)
+    if verb in ("supervise", "services", "task"):
         try:
             if arguments[0] == "-":
                 return commands.serve(supervises=arguments[1:])
+            if verb == "task":
+                return commands.task(*arguments)
             plan, node = commands.load(*arguments)
             if verb == "services":
                 from flagscale.node import services

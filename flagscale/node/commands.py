@@ -14,6 +14,7 @@ from typing import TextIO
 
 from flagscale import __version__
 from flagscale.errors import FlagScaleError
+from flagscale.files import write_atomic
 from flagscale.run.machine import elsewhere
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import Reply
@@ -131,6 +132,33 @@ def load(exp_dir: str, rank: str, run_id: str) -> tuple[LaunchPlan, NodeCommand]
         raise FlagScaleError(f"run {run_id} was started on {other.name}; run this command there")
     there = plan.on_host(host.name)
     return there, there.node(host.rank)
+
+
+def task(exp_dir: str, rank: str, run_id: str) -> int:
+    """Supervise this host's share of a run as a task of a batch system; return the exit code of the agent.
+
+    `run_tags` must be in the environment with which this process was executed.
+
+    Raises:
+        FlagScaleError, OSError: the plan is not seen here, or this process cannot become the supervisor.
+    """
+    from flagscale.node.start import supervise_from_session, supervise_script
+
+    plan, node = _load_late(exp_dir, rank, run_id)
+    if plan.before_start:  # needs a shell
+        return supervise_script(plan, node)
+    return supervise_from_session(plan, node, lambda reply: None)
+
+
+QUESTIONS = "questions.json"
+"""The file of a folder that holds the words of one node command per host rank; the replies are RANK.json."""
+
+
+def answer(folder: str, rank: str) -> int:
+    """Perform the command that a file names for this host, and write the reply beside it."""
+    words: list[str] = json.loads(Path(folder, QUESTIONS).read_text(encoding="utf-8"))[rank]
+    write_atomic(Path(folder, f"{rank}.json"), json.dumps(execute(words)))
+    return 0
 
 
 HELLO = "flagscale"

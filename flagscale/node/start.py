@@ -57,7 +57,7 @@ def start(plan: LaunchPlan, node: NodeCommand) -> Reply:
         ended = script.poll() is not None
         if (stamp := _stamp(path)) != seen:
             state, seen = read_state(path, plan.run_id) or first, stamp
-        if reply := _reply(state):
+        if reply := reply_of(state):
             return reply
         if ended:
             return _failed(plan, node, _script_failure(plan, node, script.returncode))
@@ -98,7 +98,7 @@ def supervise_from_session(plan: LaunchPlan, node: NodeCommand, answer: Callable
     from flagscale.node.supervisor import Supervisor
 
     def report(state: HostState) -> None:
-        if reply := _reply(state):
+        if reply := reply_of(state):
             answer(reply)
 
     files = RunDir(Path(plan.exp_dir))
@@ -112,9 +112,30 @@ def supervise_from_session(plan: LaunchPlan, node: NodeCommand, answer: Callable
     return supervisor.run()
 
 
+def supervise_script(plan: LaunchPlan, node: NodeCommand) -> int:
+    """Run this host's script, which becomes the supervisor, and stay until it has ended; pass TERM on to it.
+
+    Returns its exit code. If it fails before the supervisor has begun, that is recorded.
+    """
+    files = RunDir(Path(plan.exp_dir))
+    path = files.state(node.host)
+    with files.on_host(node.host):
+        if read_state(path, plan.run_id) is not None:
+            return 1
+        script = _start_script(plan, node)
+        signal.signal(signal.SIGTERM, lambda number, frame: script.terminate())
+        HostState(plan.run_id, "starting", ProcessId.of(script.pid), started=time.time()).write(path)
+    code = script.wait()
+    state = read_state(path, plan.run_id)
+    if state and state.phase == "starting":
+        _failed(plan, node, _script_failure(plan, node, code))
+    return code if code >= 0 else 128 - code
+
+
 def _leave_session(plan: LaunchPlan, node: NodeCommand) -> None:
     """Give this process what the run script would have: its session, streams, signals, and environment."""
-    os.setsid()
+    if os.getpgrp() != os.getpid():  # a task of a batch system has a process group of its own
+        os.setsid()
     with _open_log(plan, node) as output, open(os.devnull, "rb") as nothing:
         for source, stream in ((nothing, 0), (output, 1), (output, 2)):
             os.dup2(source.fileno(), stream)
@@ -137,7 +158,7 @@ def outcome(plan: LaunchPlan, node: NodeCommand, what: str) -> Reply:
     return {**reply, "message": f"{reply['message']}\n{printed}"}
 
 
-def _reply(state: HostState) -> Reply | None:
+def reply_of(state: HostState) -> Reply | None:
     """Return the reply to a start that has led to this state; None while that is open."""
     if state.phase == "stopped":
         return _STOPPED
@@ -202,7 +223,7 @@ def _failed(plan: LaunchPlan, node: NodeCommand, message: str) -> Reply:
     path = files.state(node.host)
     with files.on_host(node.host):
         state = read_state(path, plan.run_id) or HostState(plan.run_id, "starting")
-        if reply := _reply(state):
+        if reply := reply_of(state):
             return reply
         failure = Failure(message, exitcode=1, time=time.time())
         state.changed(phase="failed", failure=failure, exit_code=1, ended=time.time()).write(path)

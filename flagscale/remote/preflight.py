@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,16 @@ class CheckResult:
 
 
 @dataclass(frozen=True)
+class Way:
+    """Another way to ask the hosts of a plan than by sessions on them."""
+
+    addresses: Mapping[int, str]
+    """The address of each host, by rank, at which the others reach it."""
+    ask: Callable[[Mapping[Host, list[str]], float], Mapping[Host, Reply]]
+    """Perform one node command per host within so many seconds; return the replies."""
+
+
+@dataclass(frozen=True)
 class Survey:
     """The results of all hosts, and their rendezvous (None for one host, or if the first host failed)."""
 
@@ -68,10 +78,18 @@ def preflight(
 
 
 def require_ready(
-    experiment: Experiment, job: Job, plan: LaunchPlan, distributions: tuple[str, ...]
+    experiment: Experiment,
+    job: Job,
+    plan: LaunchPlan,
+    distributions: tuple[str, ...],
+    way: Way | None = None,
 ) -> Rendezvous | None:
-    """Return where the hosts meet. Raises HostError with every host that is not ready."""
-    survey = ask_hosts(experiment, job, plan, distributions)
+    """Return where the hosts meet; `way` as of `ask_hosts`.
+
+    Raises:
+        HostError: hosts are not ready; each of them is named.
+    """
+    survey = ask_hosts(experiment, job, plan, distributions, way=way)
     bad = [result for result in survey.results if not result.ok and not result.is_advice]
     if bad:
         transport_of_start.cache_clear()
@@ -87,13 +105,19 @@ def ask_hosts(
     distributions: tuple[str, ...],
     *,
     is_check: bool = False,
+    way: Way | None = None,
 ) -> Survey:
-    """Ask all hosts at once for the facts that a start needs; `is_check`: also for what takes seconds."""
+    """Ask all hosts at once for the facts that a start needs; `is_check`: also for what takes seconds.
+
+    Args:
+        way: how to ask them; default: by a session on each host.
+    """
     first = plan.hosts[0]
     runner = experiment.runner
     several = plan.channel is not None
-    places = places_of(job.hosts, plan.ssh_port) if len(plan.nodes) > 1 else {}
-    addresses = {host.rank: place.address for host, place in places.items()} if several else {}
+    places = places_of(job.hosts, plan.ssh_port) if len(plan.nodes) > 1 and way is None else {}
+    addresses = {host.rank: place.address for host, place in places.items()}
+    addresses = dict(way.addresses if way else addresses) if several else {}
     if several and runner.master_addr:
         addresses[first.rank] = runner.master_addr
     address = addresses.get(first.rank, "")
@@ -123,12 +147,12 @@ def ask_hosts(
 
     with _mark(Path(plan.exp_dir), len(plan.nodes)) as mark:
         asked = time.time()
-        replies = ask_all(
-            plan,
-            lambda host: [question(host, mark)],
-            _SCAN if _may_scan(job) else 0.0,
-            reach=None if is_check else partial(reach_for_start, plan),
-        )
+        seconds = _SCAN if _may_scan(job) else 0.0
+        if way:
+            replies = dict(way.ask({host: question(host, mark) for host in plan.hosts}, seconds))
+        else:
+            reach = None if is_check else partial(reach_for_start, plan)
+            replies = ask_all(plan, lambda host: [question(host, mark)], seconds, reach=reach)
         answered = time.time()
     results = [
         CheckResult(False, host.name, text, is_advice=not is_certain)
