@@ -36,6 +36,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     },
     "runners": {
         "cloud": "flagscale.runners.cloud:CLOUD",
+        "slurm": "flagscale.runners.slurm.runner:SLURM",
         "ssh": "flagscale.runners.ssh:SSH",
     },
     "transports": {

@@ -56,6 +56,10 @@ def _whole(exp_dir: Path, node_rank: int | None, environ: Mapping[str, str]) -> 
     return Share(exp_dir)
 
 
+def _nothing_of_slurm(environ: Mapping[str, str]) -> Mapping[str, str]:
+    return {"slurm": "only type: slurm asks Slurm for anything"}
+
+
 def _no_scripts(plan: LaunchPlan) -> Mapping[Path, str]:
     return {}
 
@@ -72,7 +76,10 @@ class RunnerRules:
     Raises UserError if hosts cannot be used.
     """
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Keys of `experiment.runner` that have no effect with this runner, and why."""
+    """Keys of `experiment.runner` that contradict this runner, or would have no effect, and why."""
+    unused: Callable[[Mapping[str, str]], Mapping[str, str]] = _nothing_of_slurm
+    """Return keys that have no effect either, but may stand in a file that serves several runners, and why;
+    given the environment."""
     options: type[Section] | None = None
     """The keys of `experiment.runner.options`, which are checked like all others; default: no keys."""
     resolve: Callable[[Runner, Mapping[str, str], Where], Runner] = _as_given
@@ -86,6 +93,15 @@ class RunnerRules:
     """Whether `run` stays until the job ends, as `test` does."""
     scripts: Callable[[LaunchPlan], Mapping[Path, str]] = _no_scripts
     """Return scripts, by path, that its `start` records besides those of the hosts; `dryrun` prints them."""
+
+    def notices(self, runner: Runner, environ: Mapping[str, str], where: Where) -> list[str]:
+        """Return one notice per given key of `unused`."""
+        fields = type(runner).model_fields
+        return [
+            f"{where(f'experiment.runner.{key}')}: `{key}` has no effect with type: {self.name}: {why}"
+            for key, why in self.unused(environ).items()
+            if getattr(runner, key) != fields[key].get_default(call_default_factory=True)
+        ]
 
     def refusals(self, runner: Runner, where: Where) -> list[Problem]:
         """Return one problem per given key that has no effect with this runner.

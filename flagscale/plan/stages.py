@@ -142,6 +142,7 @@ class _Stages:
         if rules is None:
             return None
         self.problems += rules.refusals(experiment.runner, self._where)
+        self.notices += rules.notices(experiment.runner, os.environ, self._where)
         path = "experiment.runner.options"
         keys = rules.options or Section
         _, found = read_section(keys, experiment.runner.options, path, self._source_map)

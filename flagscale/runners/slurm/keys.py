@@ -124,6 +124,11 @@ def _chip(runner: Runner) -> str | None:
     asked = [runner.slurm.options(), *(group.options() for group in runner.slurm.groups)]
     if not any(map(gpus_per_host, asked)) and not any(one.get("gpus") for one in asked):
         return None
+    return gpu_chip()
+
+
+def gpu_chip() -> str | None:
+    """Return the chip of GPUs: the only one that is installed; None if there are several."""
     others = [name for name in platforms.names() if not platforms.find(name).is_host_processor]
     return others[0] if len(others) == 1 else None
 

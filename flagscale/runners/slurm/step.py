@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from shutil import rmtree
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from flagscale.errors import FlagScaleError
 from flagscale.node.commands import QUESTIONS
@@ -24,7 +24,7 @@ from flagscale.run.env import HOST_RANK, RUN_ID, import_path
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, read_state
 from flagscale.runners.slurm.allocation import Allocation
-from flagscale.runners.slurm.commands import SlurmMissing, call, own_words
+from flagscale.runners.slurm.commands import SlurmError, SlurmMissing, call, own_words
 from flagscale.values import Host, LaunchPlan
 
 _POLL = 0.1
@@ -36,7 +36,7 @@ _ANSWERING = 60.0
 """Seconds that a step of questions may take, beyond the questions themselves."""
 _TAIL = 4096
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
-"""The only variables of Slurm that a step inherits: the others ask for what the job asked for, or forbid it."""
+"""The only variables of Slurm that a step inherits; the others repeat options of the job."""
 _WHOLE_HOSTS = (
     "--ntasks-per-node=1",
     "--mem=0",
@@ -46,16 +46,8 @@ _WHOLE_HOSTS = (
     "--kill-on-bad-exit=0",
     "--wait=0",
 )
-"""A task gets all that the job has on its host. Tasks whose neighbour or host has failed run on, because their
-supervisors decide what happens then."""
-
-
-class Handle(Protocol):
-    """A running step, as `subprocess.Popen` shows it."""
-
-    def poll(self) -> int | None:
-        """Return its exit code; None while it runs."""
-        ...
+"""A task gets all that the job has on its host. If another task or host has failed, it runs on: the supervisors
+decide what happens then."""
 
 
 @dataclass(frozen=True)
@@ -197,16 +189,13 @@ def _state(plan: LaunchPlan, host: Host) -> HostState | None:
 
 def _take_back(plan: LaunchPlan, step: Step) -> None:
     """End a step that did not start completely: the supervisors end their hosts, then Slurm ends the rest."""
+    for end, seconds in ((end_step, longest_grace(plan) + _ENDING), (kill_step, _ENDING)):
+        # The step may not exist yet, or Slurm may not answer.
+        with suppress(SlurmError, subprocess.TimeoutExpired):
+            if step.poll() is None and end(step.job_id, plan.run_id):
+                step.client.wait(seconds)
     if step.poll() is None:
-        end_step(step.job_id, plan.run_id)
-        with suppress(subprocess.TimeoutExpired):
-            step.client.wait(longest_grace(plan) + _ENDING)
-    if step.poll() is None:
-        kill_step(step.job_id, plan.run_id)
-        with suppress(subprocess.TimeoutExpired):
-            step.client.wait(_ENDING)
-    if step.poll() is None:  # it still waits for its turn
-        step.client.kill()
+        step.client.terminate()  # it ends the step that it has started, or no longer asks for one
         step.client.wait()
     for host in plan.hosts:
         state = _state(plan, host)
@@ -214,24 +203,23 @@ def _take_back(plan: LaunchPlan, step: Step) -> None:
             outcome(plan, plan.node(host.rank), "its supervisor was ended before it could report that")
 
 
-def end_step(job_id: str, name: str) -> None:
+def end_step(job_id: str, name: str) -> bool:
     """Ask the supervisors of a step, which has the name of its run, to end their hosts.
 
-    Raises:
-        SlurmError: Slurm did not do that.
+    Returns whether there is such a step. Raises SlurmError if Slurm did not do that.
     """
-    for step in find_steps(job_id, name):
+    steps = find_steps(job_id, name)
+    for step in steps:
         call("scancel", "--signal=TERM", step)
+    return bool(steps)
 
 
-def kill_step(job_id: str, name: str) -> None:
-    """End every process of a step at once.
-
-    Raises:
-        SlurmError: Slurm did not do that.
-    """
-    for step in find_steps(job_id, name):
+def kill_step(job_id: str, name: str) -> bool:
+    """End every process of a step at once; the rest as `end_step`."""
+    steps = find_steps(job_id, name)
+    for step in steps:
         call("scancel", step)
+    return bool(steps)
 
 
 def find_steps(job_id: str, name: str) -> list[str]:

@@ -1,0 +1,124 @@
+"""Start a job inside an allocation of Slurm, from a shell or a script that has one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING
+
+from flagscale.plan.render import scripts
+from flagscale.remote import launcher
+from flagscale.remote.launcher import OnProgress
+from flagscale.run.env import CHANNEL_SECRET
+from flagscale.run.machine import is_local
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import Reply
+from flagscale.runners.base import earlier_job
+from flagscale.runners.slurm import ledger
+from flagscale.runners.slurm.allocation import Allocation, addresses, resolved
+from flagscale.runners.slurm.ledger import Begin, Ledger
+from flagscale.runners.slurm.step import ask_step, start_step, wait_started
+from flagscale.values import Host, LaunchPlan
+
+if TYPE_CHECKING:
+    from flagscale.plan.prepare import Prepared
+    from flagscale.remote.preflight import CheckResult, Way
+
+
+def check_inside(prepared: Prepared, here: Allocation) -> list[CheckResult]:
+    """Check everything that the job needs on every host, except whether they reach each other."""
+    from flagscale.remote.preflight import ask_hosts
+
+    plan = prepared.plan
+    packages = prepared.engine.distributions
+    survey = ask_hosts(prepared.experiment, prepared.job, plan, packages, is_check=True, way=_way(plan, here))
+    return list(survey.results)
+
+
+def require_inside(prepared: Prepared, here: Allocation) -> LaunchPlan:
+    """Return the plan with the addresses and ports at which its hosts meet.
+
+    Raises:
+        HostError: a host is not ready.
+        FlagScaleError: an earlier job still runs in the run directory, or Slurm does not answer.
+    """
+    from flagscale.remote.preflight import require_ready
+
+    plan, run_dir = prepared.plan, RunDir(Path(prepared.plan.exp_dir))
+    known = ledger.read(run_dir)
+    is_submission = known is not None and known.is_ours and known.job_id == here.job_id
+    if prepared.job.services and not is_submission:
+        # Otherwise the servers of an earlier job would be reported as unknown processes that use the ports.
+        launcher.refuse_if_running(run_dir, plan, earlier_job)
+    packages = prepared.engine.distributions
+    rendezvous = require_ready(prepared.experiment, prepared.job, plan, packages, _way(plan, here))
+    return prepared.plan_at(rendezvous)
+
+
+def start_inside(prepared: Prepared, plan: LaunchPlan, here: Allocation, done: OnProgress | None) -> str:
+    """Start the plan as a step of the allocation, on all of its hosts or on none of them.
+
+    The step ends with the allocation, and the allocation outlives the step.
+    """
+    from flagscale.plan.placement import secrets
+
+    run_dir = RunDir(Path(plan.exp_dir))
+    own = secrets(prepared.job, prepared.experiment)
+    if plan.channel:
+        own = {**own, CHANNEL_SECRET: token_hex(32)}
+    job = here.job
+    names = tuple(host.name for host in plan.hosts)
+    with launcher.recorded(plan, scripts(plan), prepared.config, own, earlier_job):
+        ledger.record_job(
+            run_dir,
+            Ledger(
+                cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
+                job_id=here.job_id,
+                user=job.user,
+                name=job.name,
+                submitted=job.submit or 0.0,
+                step=plan.run_id,
+                is_ours=False,
+                components=here.components,
+            ),
+        )
+        ledger.record_begin(run_dir, Begin(here.job_id, here.restarts, plan.run_id, names, time.time()))
+        try:
+            wait_started(plan, start_step(plan, here), done)
+        except BaseException as error:
+            ledger.record_end(run_dir, plan.run_id, "failed", str(error))
+            raise
+        finally:
+            run_dir.forget_secrets(plan.hosts)
+    return f"  as step {plan.run_id} of Slurm's job {here.job_id}"
+
+
+def _way(plan: LaunchPlan, here: Allocation) -> Way:
+    """Return how the hosts of an allocation are asked, and where they are."""
+    from flagscale.remote.preflight import Way
+
+    def ask(questions: Mapping[Host, list[str]], seconds: float) -> Mapping[Host, Reply]:
+        return ask_step(plan, here, questions, seconds)
+
+    return Way(_addresses(plan), ask)
+
+
+def _addresses(plan: LaunchPlan) -> dict[int, str]:
+    """Return the address of each host by rank, as the other hosts resolve it.
+
+    A host may resolve its own name to a loopback address, at which no other host would find it.
+    """
+    from flagscale.node.network import own_address
+
+    known = addresses([host.name for host in plan.hosts])
+    found = {host.rank: resolved(known[host.name]) for host in plan.hosts}
+    here = os.uname().nodename
+    for host in plan.hosts:
+        is_here = host.name in (here, here.partition(".")[0]) or is_local(found[host.rank])
+        others = [found[other.rank] for other in plan.hosts if other != host]
+        if is_here and others and found[host.rank] != known[host.name]:
+            found[host.rank] = own_address(others[0])
+    return found
