@@ -8,6 +8,8 @@ from flagscale.formats import count
 from flagscale.frozen import dataclass
 from flagscale.runners.slurm.ledger import Begin, End
 
+_MORE_TIME = "give them more with experiment.runner.slurm.signal: B:USR1@SECONDS"
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -63,6 +65,9 @@ def decide(ended: Ended, is_wanted: bool, failures_before: int, max_restarts: in
             what = f"{', '.join(ended.down)} went down"
             return Decision("node lost", what if ended.is_requeued else f"{what}; Slurm ended the job")
         return Decision("preempted", "Slurm has put the job in the queue again, because it needs its hosts")
+    if ended.is_terminated and ended.is_at_limit:
+        what = "the time limit came before all ranks had saved and ended"
+        return Decision("time limit", f"{what}; {_MORE_TIME}", requeues=is_wanted)
     if ended.is_terminated:
         return Decision("stopped", "the job was cancelled in Slurm")
     has_failed = "failed" in ended.phases or bool(ended.lost) or not ended.phases
