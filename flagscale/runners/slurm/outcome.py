@@ -107,11 +107,13 @@ def _over(
     `why`: what Slurm says of the end; "" if it completed.
     """
     was_cancelled = known.stop_requested is not None or (record is not None and record.state == "CANCELLED")
+    said = begin_end_text(newest, now) if newest and newest.end not in ("", "finished") else ""
     if not any(host.state for host in hosts):
         if was_cancelled:
             return Outcome("stopped", why if known.stop_requested is None else "cancelled", hosts)
-        return Outcome("failed", f"its ranks were not started: {why or 'its script has ended'}", hosts)
-    said = begin_end_text(newest, now) if newest and newest.end not in ("", "finished") else ""
+        return Outcome(
+            "failed", f"its ranks were not started: {said or why or 'its script has ended'}", hosts
+        )
     if all(host.ended for host in hosts):
         # The failure of a rank says more than the exit code of the script that waited for it.
         is_expected = record is None or (record.state == "FAILED" and not record.reason.startswith("Job"))

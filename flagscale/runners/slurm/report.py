@@ -47,7 +47,7 @@ def report(plan: LaunchPlan, count: bool) -> RunReport:
     # A job writes its plan, which names its hosts, when it begins.
     current = run_dir.read_plan() or plan
     now = time.time()
-    found = outcome(known, answer, host_states(run_dir, current), now)
+    found = outcome(known, answer, newest_states(run_dir, current, known), now)
     notes = [*_job_notes(answer, now), *_begin_notes(known, now)]
     if found.phase == "failed":
         notes += [f"{run_dir.slurm_output}: {line}" for line in _last_lines(run_dir.slurm_output)]
@@ -66,6 +66,17 @@ def _recent_answer(known: Ledger) -> Lookup:
     answer = look_up(known)
     _answers[known.job_id] = time.monotonic(), answer
     return answer
+
+
+def newest_states(run_dir: RunDir, plan: LaunchPlan, known: Ledger) -> list[HostStatus]:
+    """Return what each host has recorded since the job began for the last time.
+
+    A begin is recorded before its plan is: until then, plan and states are those of an earlier begin.
+    """
+    newest = known.own_begins[-1] if known.own_begins else None
+    if newest and newest.run_id != plan.run_id:
+        return [HostStatus(host, None) for host in plan.hosts]
+    return host_states(run_dir, plan)
 
 
 def host_states(run_dir: RunDir, plan: LaunchPlan) -> list[HostStatus]:
