@@ -251,3 +251,28 @@ def test_values_arrive_as_they_are_written(tmp_path: Path) -> None:
     slurm = loaded.experiment.runner.slurm
     assert slurm.options() == {"time": "1:30:00", "account": "007", "exclusive": "yes", "nice": "1e3"}
     assert slurm.groups[0].options() == {"time": "2:30", "mem": "010"}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("1:30", 90),
+        ("1:30:00", 5400),
+        ("1-2", 93600),
+        ("1-2:30", 95400),
+        ("0-0:1:5", 65),
+        ("UNLIMITED", None),
+        ("", None),
+        ("1-2-3", None),
+    ],
+)
+def test_time_limits(text: str, seconds: float | None) -> None:
+    assert script.limit_seconds(text) == seconds
+
+
+def test_a_time_limit_without_time_to_save_is_refused() -> None:
+    assert script.scripts(plan("/runs", {"time": "1:30"}))
+    with pytest.raises(UserError, match="the time limit is 89 s, but the ranks are told 30 s before it"):
+        script.scripts(plan("/runs", {"time": "1:29"}))
+    assert script.scripts(plan("/runs", {"time": "1:29", "signal": "B:USR1@20"}))

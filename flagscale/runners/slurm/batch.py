@@ -149,10 +149,7 @@ class Job:
             )
         runner.max_restarts = self._max_restarts - self._failures
         source_map = index_sources([(self._run_dir.config, "")])
-        prepared = prepare(Request(config, source_map), self._run_id)
-        for notice in prepared.notices:
-            print(f"note: {notice}", file=sys.stderr)
-        return prepared
+        return prepare(Request(config, source_map), self._run_id)
 
     def _start(self, prepared: Prepared) -> tuple[LaunchPlan, Step]:
         """Start the ranks on all hosts, or on none of them."""

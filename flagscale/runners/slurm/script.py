@@ -22,8 +22,10 @@ def scripts(plan: LaunchPlan) -> Mapping[Path, str]:
     """Return the batch script of a job by its path.
 
     Raises:
-        UserError: a path cannot be written in a script of Slurm.
+        UserError: a path cannot be written in a script of Slurm, or the time limit is shorter than the ranks
+            need to save.
     """
+    _require_time(plan)
     run_dir = RunDir(Path(plan.exp_dir))
     command = [plan.python, "-m", "flagscale.runners.slurm.batch", plan.exp_dir]
     lines = [
@@ -63,6 +65,38 @@ def directives(plan: LaunchPlan) -> Iterator[str]:
 def notice_seconds(plan: LaunchPlan) -> int:
     """Return how many seconds before its time limit the job has to be told, so that it can save."""
     return math.ceil(max(node.stop_grace for node in plan.nodes) + _MARGIN)
+
+
+def _require_time(plan: LaunchPlan) -> None:
+    """Raise a UserError if Slurm would announce the time limit as soon as the job begins."""
+    given = SlurmJob.model_validate(plan.slurm).options()
+    limit = limit_seconds(given.get("time", ""))
+    _, _, seconds = given.get("signal", "").partition("@")
+    before = int(seconds) if seconds.isdigit() else notice_seconds(plan)
+    # Slurm may announce it up to a minute earlier.
+    if limit is not None and limit < before + 60:
+        what = f"the time limit is {limit:g} s, but the ranks are told {before} s before it to save and end"
+        hint = f"use more than {before + 60} s, or less time to save (experiment.runner.stop_grace)"
+        raise UserError([Problem(what, "experiment.runner.slurm.time", hint)])
+
+
+def limit_seconds(text: str) -> float | None:
+    """Return a time limit as sbatch reads it (`90`, `90:00`, `1:30:00`, `1-12`, `1-12:30`) in seconds.
+
+    None if it is unlimited, or not a time limit.
+    """
+    days, dash, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if not (days.isdigit() or not dash) or len(parts) > 3 or not all(part.isdigit() for part in parts):
+        return None
+    numbers = [int(part) for part in parts]
+    if dash:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+        return ((int(days) * 24 + hours) * 60 + minutes) * 60.0 + seconds
+    if len(numbers) == 3:
+        return (numbers[0] * 60 + numbers[1]) * 60.0 + numbers[2]
+    minutes, seconds = (*numbers, 0)[:2]
+    return minutes * 60.0 + seconds
 
 
 def _quoted(word: str) -> str:
