@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import BinaryIO
 
 from flagscale.run.env import import_path, run_tags
@@ -115,19 +116,27 @@ def supervise_from_session(plan: LaunchPlan, node: NodeCommand, answer: Callable
 def supervise_script(plan: LaunchPlan, node: NodeCommand) -> int:
     """Run this host's script, which becomes the supervisor, and stay until it has ended; pass TERM on to it.
 
-    Returns its exit code. If it fails before the supervisor has begun, that is recorded.
+    Returns its exit code. If it ends before the supervisor has begun, that is recorded.
     """
     files = RunDir(Path(plan.exp_dir))
     path = files.state(node.host)
+    requests: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        requests.append(number)
+        script.terminate()
+
     with files.on_host(node.host):
         if read_state(path, plan.run_id) is not None:
             return 1
         script = _start_script(plan, node)
-        signal.signal(signal.SIGTERM, lambda number, frame: script.terminate())
+        signal.signal(signal.SIGTERM, pass_on)
         HostState(plan.run_id, "starting", ProcessId.of(script.pid), started=time.time()).write(path)
     code = script.wait()
     state = read_state(path, plan.run_id)
-    if state and state.phase == "starting":
+    if state and state.phase == "starting" and requests:
+        state.changed(phase="stopped", exit_code=0, ended=time.time()).write(path)
+    elif state and state.phase == "starting":
         _failed(plan, node, _script_failure(plan, node, code))
     return code if code >= 0 else 128 - code
 

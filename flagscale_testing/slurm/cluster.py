@@ -7,6 +7,7 @@ its own, and sees the names of all. Everything ends with the keeper, which ends 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -182,8 +183,10 @@ def slurm_cluster(
     folder = folder.resolve()
     # The cgroups of all slurmds of a machine have their names from the nodes.
     letter = "n" if proctrack == "linuxproc" else f"c{os.getpid()}n"
+    # Other clusters on this machine use the same ports on other addresses.
+    network = f"127.{random.randrange(1, 255)}.{random.randrange(255)}"
     nodes = tuple(
-        Node(f"{letter}{n}", f"127.0.0.{10 + n}", free_port(), "tiny" if n == 1 else "small")
+        Node(f"{letter}{n}", f"{network}.{10 + n}", free_port(), "tiny" if n == 1 else "small")
         for n in range(1, count + 1)
     )
     config = Cluster(folder, free_port(), nodes, proctrack, **settings)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ def make_slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mak
     with ExitStack() as clusters:
 
         def make(**settings: object) -> SlurmCluster:
-            if reason := missing_for_cluster(settings.get("proctrack", "linuxproc")):  # type: ignore[arg-type]
+            if reason := missing_for_cluster(settings.get("proctrack", "linuxproc")):
                 pytest.skip(reason)
             folder = tmp_path_factory.mktemp("slurm")
             return clusters.enter_context(slurm_cluster(folder, **settings))  # type: ignore[arg-type]

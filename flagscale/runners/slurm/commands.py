@@ -91,6 +91,8 @@ def call(program: str, *words: str, seconds: float = 5.0, stdin: str = "") -> st
     if process.returncode == 0:
         return printed
     said = own_words(complaints) or own_words(printed)
+    if process.returncode == -signal.SIGPIPE:
+        raise SlurmSilent(f"Slurm's controller closed the connection of `{program}`", said)
     if any(mark in said for mark in _UNREACHABLE):
         raise SlurmSilent(f"Slurm's controller cannot be reached (`{program}`): {said}", said)
     raise SlurmRefused(f"`{program}`: {said or f'exit code {process.returncode}, without a message'}", said)

@@ -15,17 +15,20 @@ from flagscale.remote.launcher import OnProgress
 from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.machine import is_local
 from flagscale.run.rundir import RunDir
-from flagscale.run.state import Reply
+from flagscale.run.state import Reply, read_state
 from flagscale.runners.base import earlier_job
 from flagscale.runners.slurm import ledger
 from flagscale.runners.slurm.allocation import Allocation, addresses, resolved
-from flagscale.runners.slurm.ledger import Begin, Ledger
+from flagscale.runners.slurm.ledger import Begin, End, Ledger
 from flagscale.runners.slurm.step import ask_step, start_step, wait_started
 from flagscale.values import Host, LaunchPlan
 
 if TYPE_CHECKING:
     from flagscale.plan.prepare import Prepared
     from flagscale.remote.preflight import CheckResult, Way
+
+_ENDS: tuple[End, ...] = ("failed", "stopped", "finished")
+"""How a run ends as a whole if its hosts end differently: the first one counts."""
 
 
 def check_inside(prepared: Prepared, here: Allocation) -> list[CheckResult]:
@@ -69,9 +72,10 @@ def start_inside(prepared: Prepared, plan: LaunchPlan, here: Allocation, done: O
     own = secrets(prepared.job, prepared.experiment)
     if plan.channel:
         own = {**own, CHANNEL_SECRET: token_hex(32)}
-    job = here.job
+    job, earlier = here.job, run_dir.read_plan()
     names = tuple(host.name for host in plan.hosts)
     with launcher.recorded(plan, scripts(plan), prepared.config, own, earlier_job):
+        _close_begin(run_dir, earlier)
         ledger.record_job(
             run_dir,
             Ledger(
@@ -89,11 +93,23 @@ def start_inside(prepared: Prepared, plan: LaunchPlan, here: Allocation, done: O
         try:
             wait_started(plan, start_step(plan, here), done)
         except BaseException as error:
-            ledger.record_end(run_dir, plan.run_id, "failed", str(error))
+            ledger.record_end(run_dir, plan.run_id, "failed", " ".join(str(error).split()))
             raise
         finally:
             run_dir.forget_secrets(plan.hosts)
     return f"  as step {plan.run_id} of Slurm's job {here.job_id}"
+
+
+def _close_begin(run_dir: RunDir, earlier: LaunchPlan | None) -> None:
+    """Record how the run that ended before this one did: no program waits for a run inside an allocation."""
+    known = ledger.read(run_dir)
+    if earlier is None or known is None:
+        return
+    states = [read_state(run_dir.state(host), earlier.run_id) for host in earlier.hosts]
+    ended = max((state.ended or 0.0 for state in states if state), default=0.0)
+    for end in _ENDS:
+        if any(state and state.phase == end for state in states):
+            ledger.record_end(run_dir, earlier.run_id, end, ended=ended)
 
 
 def _way(plan: LaunchPlan, here: Allocation) -> Way:

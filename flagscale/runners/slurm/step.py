@@ -38,16 +38,18 @@ _TAIL = 4096
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
 """The only variables of Slurm that a step inherits; the others repeat options of the job."""
 _WHOLE_HOSTS = (
+    "--quiet",
     "--ntasks-per-node=1",
     "--mem=0",
     "--cpu-bind=none",
+    "--overlap",
     "--export=ALL",
     "--no-kill",
     "--kill-on-bad-exit=0",
     "--wait=0",
 )
-"""A task gets all that the job has on its host. If another task or host has failed, it runs on: the supervisors
-decide what happens then."""
+"""A task gets all that the job has on its host. If another task or host has failed, it runs on, because the
+supervisors decide what happens then."""
 
 
 @dataclass(frozen=True)
