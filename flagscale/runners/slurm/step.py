@@ -96,7 +96,9 @@ def _srun(
     plan: LaunchPlan, allocation: Allocation, name: str, words: Sequence[str], output: BinaryIO
 ) -> subprocess.Popen[bytes]:
     """Start srun, without a terminal and in a session of its own, so that Ctrl-C does not reach it."""
-    options = [f"--jobid={allocation.job_id}", f"--job-name={name}", *_WHOLE_HOSTS, *_where(plan, allocation)]
+    options = [f"--jobid={allocation.job_id}", f"--job-name={name}", *_WHOLE_HOSTS]
+    parts = [[*options, *where, *words] for where in _where(plan, allocation)]
+    command = [word for part in parts for word in (":", *part)][1:]
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -106,7 +108,7 @@ def _srun(
         environment["PYTHONPATH"] = import_path(plan.source_root, environment.get("PYTHONPATH", ""))
     try:
         return subprocess.Popen(
-            ["srun", *options, *words],
+            ["srun", *command],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -117,17 +119,19 @@ def _srun(
         raise SlurmMissing(f"`srun` cannot be run: {error.strerror}") from None
 
 
-def _where(plan: LaunchPlan, allocation: Allocation) -> Iterator[str]:
-    """Yield the options that say on which hosts of the allocation a step runs."""
-    if allocation.components:
-        # srun takes no list of hosts for several groups.
-        wanted = {host.name for host in plan.hosts}
-        groups = dict.fromkeys(host.group for host in allocation.hosts if host.name in wanted)
-        yield f"--het-group={','.join(map(str, groups))}"
-        return
-    yield f"--nodes={len(plan.hosts)}"
-    yield f"--ntasks={len(plan.hosts)}"
-    yield f"--nodelist={','.join(host.name for host in plan.hosts)}"
+def _where(plan: LaunchPlan, allocation: Allocation) -> Iterator[list[str]]:
+    """Yield the options that say where a step runs, once per component of the allocation.
+
+    Without numbers of its own, srun starts one task on each component. The tasks are numbered over all.
+    """
+    wanted = {host.name for host in plan.hosts}
+    groups: dict[int, list[str]] = {}
+    for host in allocation.hosts:
+        if host.name in wanted:
+            groups.setdefault(host.group, []).append(host.name)
+    for group, names in groups.items():
+        component = [f"--het-group={group}"] if allocation.components else []
+        yield [*component, f"--nodes={len(names)}", f"--ntasks={len(names)}", f"--nodelist={','.join(names)}"]
 
 
 def wait_started(plan: LaunchPlan, step: Step, done: OnProgress | None = None) -> None:
