@@ -24,7 +24,7 @@ from flagscale.run.env import HOST_RANK, RUN_ID, import_path
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, read_state
 from flagscale.runners.slurm.allocation import Allocation
-from flagscale.runners.slurm.commands import SlurmError, SlurmMissing, call, own_words
+from flagscale.runners.slurm.commands import SlurmError, SlurmMissing, SlurmRefused, call, own_words
 from flagscale.values import Host, LaunchPlan
 
 _POLL = 0.1
@@ -214,17 +214,22 @@ def end_step(job_id: str, name: str) -> bool:
 
     Returns whether there is such a step. Raises SlurmError if Slurm did not do that.
     """
-    steps = find_steps(job_id, name)
-    for step in steps:
-        call("scancel", "--signal=TERM", step)
-    return bool(steps)
+    return _signal_steps(job_id, name, "--signal=TERM")
 
 
 def kill_step(job_id: str, name: str) -> bool:
     """End every process of a step at once; the rest as `end_step`."""
+    return _signal_steps(job_id, name)
+
+
+def _signal_steps(job_id: str, name: str, *options: str) -> bool:
     steps = find_steps(job_id, name)
     for step in steps:
-        call("scancel", step)
+        try:
+            call("scancel", *options, step)
+        except SlurmRefused:
+            if step in find_steps(job_id, name):
+                raise  # otherwise it has ended meanwhile
     return bool(steps)
 
 

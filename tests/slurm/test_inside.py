@@ -1,0 +1,245 @@
+"""Commands inside an allocation, and outside it about what runs inside: real steps of a real cluster."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flagscale.run.env import import_path
+from flagscale_testing.slurm.allocations import Shell, salloc
+from flagscale_testing.slurm.cluster import SlurmCluster
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENT = """
+experiment:
+  exp_name: toy
+  exp_dir: {folder}/out
+  task: {{type: inference, backend: toy}}
+  runner: {{type: slurm, platform: cpu}}
+  envs: {{TOY_TOKEN: top-secret}}
+action: dryrun
+inference: {{until: {folder}/end}}
+"""
+METADATA = "Metadata-Version: 2.1\nName: toy-queue\nVersion: 1.0\n"
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Commands about one experiment, whose program runs on each host until the file `end` appears."""
+
+    folder: Path
+    shell: Shell
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def popen(self, action: str, *more: str, inside: bool = True) -> subprocess.Popen[str]:
+        words = ["--config-path", str(self.folder / "conf"), "--config-name", "config", f"action={action}"]
+        path = {"PYTHONPATH": f"{self.folder / 'site'}:{import_path(str(ROOT))}"}
+        cluster = self.shell.cluster
+        environment = self.shell.environment(**path) if inside else {**cluster.environment(), **path}
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "run.py"), *words, *more],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.folder,
+        )
+
+    def __call__(self, action: str, *more: str, code: int = 0, inside: bool = True) -> str:
+        """Run an action, check its exit code, and return everything that it prints."""
+        with self.popen(action, *more, inside=inside) as command:
+            printed, _ = command.communicate(timeout=180)
+        assert command.returncode == code, printed
+        return printed
+
+    def status(self, *, code: int = 0, inside: bool = True) -> dict[str, Any]:
+        done: dict[str, Any] = json.loads(self("query", "output=json", code=code, inside=inside))
+        return done
+
+    def wait_for(self, state: str) -> None:
+        self.shell.cluster.wait_until(lambda: self.status()["state"] == state, state)
+
+    def printed(self) -> str:
+        return "".join(path.read_text() for path in sorted(self.out.glob("logs/host_*.output")))
+
+    def steps(self) -> list[str]:
+        """Return the names of the allocation's steps that run."""
+        words = ["squeue", "--steps", "--noheader", f"--jobs={self.shell.job_id}", "--format=%j"]
+        names = self.shell.cluster.run(*words).stdout.split()
+        return [name for name in names if name != "extern"]
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the processes of the experiment on all nodes."""
+        cluster = self.shell.cluster
+        return [one for node in self.nodes for one in cluster.processes(node) if self._is_ours(one)]
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return self.shell.cluster.nodes
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return str(self.folder) in " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            return False
+
+
+@pytest.fixture(scope="module")
+def shell(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """A shell of salloc with two hosts, and options that must not become those of our steps."""
+    options = ["-N2", "-c2", "--mem-per-cpu=100", "--gres=gpu:2", "--job-name=of someone"]
+    with salloc(slurm_cluster, tmp_path_factory.mktemp("shell"), *options) as made:
+        yield made
+
+
+@pytest.fixture
+def toy(shell: Shell, tmp_path: Path) -> Iterator[Commands]:
+    site = tmp_path / "site" / "toy_queue-1.0.dist-info"
+    site.mkdir(parents=True)
+    shutil.copy(ROOT / "tests/outside/runner/toy_engine.py", site.parent)
+    (site / "METADATA").write_text(METADATA)
+    (site / "entry_points.txt").write_text("[flagscale.engines]\ntoy = toy_engine:ENGINE\n")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").write_text(EXPERIMENT.format(folder=tmp_path))
+    commands = Commands(tmp_path, shell)
+    yield commands
+    (tmp_path / "end").touch()
+    for process in commands.processes():
+        process.kill()
+
+
+def test_a_job_runs_on_the_hosts_of_the_allocation_and_ends(toy: Commands) -> None:
+    started = toy("run")
+    assert "as step toy-" in started
+    assert f"of Slurm's job {toy.shell.job_id}" in started
+    status = toy.status(inside=False)
+    assert status["state"] == "running"
+    assert [host["name"] for host in status["hosts"]] == ["n1", "n2"]
+    assert toy.steps() == [status["run_id"]]
+    assert "stop it first" in toy("run", code=1)
+    assert (toy.out / "slurm.json").exists()
+    (toy.folder / "end").touch()
+    toy.wait_for("finished")
+    logs = toy("logs", inside=False)
+    assert sorted(line for line in logs.splitlines() if "found" in line) == [
+        "n1: the toy job found its file",
+        "n2: the toy job found its file",
+    ]
+    toy.shell.cluster.wait_until(lambda: toy.steps() == [], "end of the step")
+    files = [path for path in toy.out.rglob("*") if path.is_file()]
+    assert [path for path in files if "top-secret" in path.read_text()] == []
+
+
+def test_a_stop_from_outside_ends_the_step_alone(toy: Commands) -> None:
+    decoy = toy.shell.cluster.run(
+        "sbatch", "--parsable", "-w", "n1", "--mem=100", "-o", "/dev/null", "--wrap=sleep 600"
+    ).stdout.strip()
+    toy("run")
+    assert len(toy.processes()) >= 4, "on each host a supervisor and its agent"
+    assert toy("stop", inside=False).splitlines() == ["host 0  n1  stopped", "host 1  n2  stopped"]
+    toy.shell.cluster.wait_until(lambda: not toy.processes(), "end of all processes")
+    assert toy.status()["state"] == "stopped"
+    assert "nothing was running" in toy("stop")
+    shown = toy.shell.cluster.run("scontrol", "show", "job", toy.shell.job_id).stdout
+    assert "JobState=RUNNING" in shown
+    assert "JobState=RUNNING" in toy.shell.cluster.run("scontrol", "show", "job", decoy).stdout
+    toy.shell.cluster.run("scancel", decoy)
+    # The next run says how this one ended.
+    (toy.folder / "end").touch()
+    toy("run")
+    first, _ = json.loads((toy.out / "slurm.json").read_text())["begins"]
+    assert first["end"] == "stopped"
+
+
+def test_a_failed_start_is_taken_back(toy: Commands) -> None:
+    lines = 'echo hello; [ "$SLURM_NODEID" = 0 ] || exit 3'
+    printed = toy("run", f"+experiment.cmds.before_start='{lines}'", code=1)
+    assert "- n2: experiment.cmds.before_start ended with exit code 3: hello" in printed
+    assert "n1:" not in printed.partition("hosts that had started were stopped again")[2], "it is a victim"
+    assert (toy.steps(), toy.processes()) == ([], [])
+    assert toy.status(code=1)["failure"]["message"].startswith("experiment.cmds.before_start ended with")
+
+
+def test_lines_before_the_start_run_on_each_host_and_a_stop_reaches_the_job(toy: Commands) -> None:
+    toy("run", "+experiment.cmds.before_start='echo before on $SLURMD_NODENAME'")
+    assert [line for line in toy.printed().splitlines() if "before on" in line] == [
+        "before on n1",
+        "before on n2",
+    ]
+    assert toy("stop").splitlines() == ["host 0  n1  stopped", "host 1  n2  stopped"]
+    toy.shell.cluster.wait_until(lambda: not toy.processes(), "end of all processes")
+
+
+def test_fewer_hosts_than_allocated(toy: Commands) -> None:
+    toy("run", "experiment.runner.nnodes=1")
+    assert [host["name"] for host in toy.status()["hosts"]] == ["n1"]
+    assert "host 0  n1  stopped" in toy("stop")
+
+
+def test_ctrl_c_ends_the_step(toy: Commands) -> None:
+    with toy.popen("test") as command:
+        toy.shell.cluster.wait_until(lambda: toy.printed().count("the toy job runs") == 2, "running job")
+        assert command.stdout
+        command.send_signal(signal.SIGINT)
+        printed, _ = command.communicate(timeout=120)
+    assert command.returncode == 130
+    assert "host 0  n1  stopped" in printed
+    toy.shell.cluster.wait_until(lambda: not toy.processes() and not toy.steps(), "end of the step")
+
+
+def test_checks_and_plans_are_those_of_the_hosts(toy: Commands) -> None:
+    checked = toy("check")
+    assert "ok      n1  toy-queue 1.0 (required: 1.0)" in checked
+    assert "ok      n2  toy-queue 1.0 (required: 1.0)" in checked
+    printed = toy("dryrun")
+    assert "host_1_n2_run.sh" in printed
+    assert "#SBATCH" not in printed
+    mistake = toy("run", "experiment.runner.nnodes=3", code=2)
+    assert f"nnodes is 3, but job {toy.shell.job_id} of Slurm has 2 hosts" in mistake
+    assert not toy.out.exists()
+
+
+def test_a_step_gets_all_that_the_job_has_on_each_host(toy: Commands) -> None:
+    show = "echo has $SLURM_CPUS_ON_NODE CPUs, GPUs $CUDA_VISIBLE_DEVICES, $TOY_EXPORTED"
+    file = toy.folder / "conf" / "config.yaml"
+    file.write_text(file.read_text().replace("  envs:", f"  cmds: {{before_start: '{show}'}}\n  envs:"))
+    (toy.folder / "end").touch()
+    script = toy.folder / "script.sh"
+    command = f"{sys.executable} {ROOT}/run.py --config-path {toy.folder}/conf --config-name config"
+    script.write_text(
+        "#!/bin/sh\n"
+        f"export PATH='{toy.shell.cluster.environment()['PATH']}' TOY_EXPORTED=exported\n"
+        f"export PYTHONPATH='{toy.folder / 'site'}:{import_path(str(ROOT))}'\n"
+        f"exec {command} action=test\n"
+    )
+    options = ["-N1", "-c3", "--mem=200", "--gres=gpu:1", "--export=NONE", "-o", f"{toy.folder}/output"]
+    toy.shell.cluster.run("sbatch", "--wait", *options, str(script), code=None, seconds=180)
+    assert "toy: finished" in (toy.folder / "output").read_text()
+    assert "has 3 CPUs, GPUs 0, exported" in toy.printed()
+
+
+def test_the_end_of_the_allocation_ends_the_job(slurm_cluster: SlurmCluster, toy: Commands) -> None:
+    with salloc(slurm_cluster, toy.folder, "-N1", "--mem=100") as shell:
+        other = Commands(toy.folder, shell)
+        other("run")
+        other.shell.cluster.run("scancel", shell.job_id)
+        slurm_cluster.wait_until(lambda: not toy.processes(), "end of all processes")
+    deadline = time.monotonic() + 60
+    while (status := toy.status(inside=False))["state"] == "running":
+        assert time.monotonic() < deadline, status
+    assert status["state"] == "stopped"
