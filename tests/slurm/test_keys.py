@@ -16,6 +16,7 @@ from flagscale.errors import UserError
 from flagscale.plan.hostfile import HostLine
 from flagscale.plan.runner import LocalDevices
 from flagscale.runners.slurm import options, script
+from flagscale.runners.slurm.declared import limit_seconds
 from flagscale.runners.slurm.keys import checked, gpus_per_host, planned_hosts, problems, words
 from flagscale.values import Host, LaunchPlan, NodeCommand
 
@@ -268,7 +269,7 @@ def test_values_arrive_as_they_are_written(tmp_path: Path) -> None:
     ],
 )
 def test_time_limits(text: str, seconds: float | None) -> None:
-    assert script.limit_seconds(text) == seconds
+    assert limit_seconds(text) == seconds
 
 
 def test_a_time_limit_without_time_to_save_is_refused() -> None:

@@ -119,12 +119,14 @@ def check(prepared: Prepared) -> list[CheckResult]:
 
 
 def require(prepared: Prepared) -> LaunchPlan:
-    """Return the plan to start or to submit."""
+    """Return the plan to start or to submit. Raises FlagScaleError if it could not begin."""
     if here := allocation(os.environ):
         from flagscale.runners.slurm.inside import require_inside
 
         return require_inside(prepared, here)
-    return prepared.plan
+    from flagscale.runners.slurm.check import require_possible
+
+    return require_possible(prepared)
 
 
 def start(prepared: Prepared, plan: LaunchPlan, done: OnProgress | None) -> str:

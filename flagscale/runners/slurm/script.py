@@ -11,6 +11,7 @@ from flagscale.config.schema import SlurmJob
 from flagscale.errors import Problem, UserError
 from flagscale.plan.render import one_line, pythonpath_lines
 from flagscale.run.rundir import RunDir
+from flagscale.runners.slurm.declared import limit_seconds
 from flagscale.runners.slurm.keys import words
 from flagscale.values import LaunchPlan
 
@@ -78,25 +79,6 @@ def _require_time(plan: LaunchPlan) -> None:
         what = f"the time limit is {limit:g} s, but the ranks are told {before} s before it to save and end"
         hint = f"use more than {before + 60} s, or less time to save (experiment.runner.stop_grace)"
         raise UserError([Problem(what, "experiment.runner.slurm.time", hint)])
-
-
-def limit_seconds(text: str) -> float | None:
-    """Return a time limit as sbatch reads it (`90`, `90:00`, `1:30:00`, `1-12`, `1-12:30`) in seconds.
-
-    None if it is unlimited, or not a time limit.
-    """
-    days, dash, rest = text.rpartition("-")
-    parts = rest.split(":")
-    if not (days.isdigit() or not dash) or len(parts) > 3 or not all(part.isdigit() for part in parts):
-        return None
-    numbers = [int(part) for part in parts]
-    if dash:
-        hours, minutes, seconds = (*numbers, 0, 0)[:3]
-        return ((int(days) * 24 + hours) * 60 + minutes) * 60.0 + seconds
-    if len(numbers) == 3:
-        return (numbers[0] * 60 + numbers[1]) * 60.0 + numbers[2]
-    minutes, seconds = (*numbers, 0)[:2]
-    return minutes * 60.0 + seconds
 
 
 def _quoted(word: str) -> str:
