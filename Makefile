@@ -9,9 +9,7 @@ DOCS := build/docs-venv
 # it goes on after a file that is not for this Python.
 COMPILE = $(BIN)/python -W ignore -m compileall -qq -j 0 -x '/(transformers|vllm/model_executor)/models/|/tests?/' .venv/lib || true
 
-SSH_TEST_PACKAGES := openssh-server openssh-client iproute2
-
-.PHONY: demo demo-serve demo-vlm demo-guidance test test-all prepared coverage lint docs wheel ssh bench bench-hetero layouts hetero-layouts layer-memory conversions soak fuzz catalog lock clean
+.PHONY: demo demo-serve demo-vlm demo-guidance test test-all prepared coverage lint docs wheel ssh slurm bench bench-hetero layouts hetero-layouts layer-memory conversions soak fuzz catalog lock clean
 
 demo: $(READY)        ## train the demo model on real text and draw its loss
 	$(BIN)/python tools/demo.py
@@ -36,7 +34,7 @@ test-all: prepared    ## the same with the slow tests
 # mypy uses one core. Beside it, pytest compiles the test files, which each of its processes would else do for itself;
 # what is wrong with a file is reported by the tests.
 prepared: $(READY)
-	$(BIN)/python -m pytest --collect-only --quiet >/dev/null 2>&1 & $(MAKE) --no-print-directory -j2 lint ssh && wait
+	$(BIN)/python -m pytest --collect-only --quiet >/dev/null 2>&1 & $(MAKE) --no-print-directory -j2 lint slurm && wait
 
 # Ranks and engines run untraced, as tracing would double their startup time: the second figure is a lower bound.
 coverage:             ## report the last tests' coverage: control plane (at least 90 %), then data plane
@@ -56,18 +54,26 @@ wheel: $(READY)       ## build/dist/*.whl: FlagScale without a clone
 	rm -rf build/lib build/bdist.*
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/dist .
 
-# If a service manager runs, installing the package would open the machine to logins: that is the user's decision.
+# If a service manager runs, installing a package would start its daemons: that is the user's decision.
+# Arguments: the tests, the programs that they need, the packages of these.
+define INSTALL
+@PATH="$$PATH:/usr/sbin:/sbin"; \
+complete() { for program in $(2); do command -v $$program || return; done; } >/dev/null; \
+if complete; then exit; fi; \
+if [ "$$(id -u)" = 0 ] && [ ! -d /run/systemd/system ] && command -v apt-get >/dev/null; then \
+	echo "installing $(3) ..."; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get -qq update >/dev/null && apt-get -qq install --no-install-recommends $(3) >/dev/null; \
+fi; \
+complete || echo "the $(1) tests will be skipped: they need the packages $(3)"
+endef
+
 ssh:                  ## the packages that the SSH tests need; without them, those tests are skipped
-	@PATH="$$PATH:/usr/sbin:/sbin"; \
-	complete() { command -v sshd && command -v ssh && command -v ip; } >/dev/null; \
-	if complete; then exit; fi; \
-	if [ "$$(id -u)" = 0 ] && [ ! -d /run/systemd/system ] && command -v apt-get >/dev/null; then \
-		echo "installing $(SSH_TEST_PACKAGES) ..."; \
-		export DEBIAN_FRONTEND=noninteractive; \
-		apt-get -qq update >/dev/null && \
-			apt-get -qq install --no-install-recommends $(SSH_TEST_PACKAGES) >/dev/null; \
-	fi; \
-	complete || echo "the SSH tests will be skipped: they need the packages $(SSH_TEST_PACKAGES)"
+	$(call INSTALL,SSH,sshd ssh ip,openssh-server openssh-client iproute2)
+
+# After `ssh`: only one apt-get can run at a time.
+slurm: ssh            ## the packages that the Slurm tests need; without them, those tests are skipped
+	$(call INSTALL,Slurm,slurmctld slurmd munged sbatch,slurm-wlm munge)
 
 bench: $(READY)       ## the launcher's overhead against plain torchrun, in one run
 	$(BIN)/python benchmarks/launch_overhead.py
