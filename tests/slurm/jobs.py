@@ -33,9 +33,9 @@ def save(number, frame):
     sys.exit(0)
 
 signal.signal(signal.SIGTERM, save)
-note("begun")
 with open(os.path.join(folder, f"environ.{{rank}}"), "w") as file:
     file.write(os.environ.get("SLURM_TEST_TOKEN", ""))
+note("begun")
 while not os.path.exists(os.path.join(folder, "end")):
     time.sleep(0.1)
 sys.exit(int(open(os.path.join(folder, "end")).read() or 0))

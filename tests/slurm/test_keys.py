@@ -232,6 +232,12 @@ def test_the_batch_script_of_groups() -> None:
     ]
 
 
+def test_variables_of_sbatch_do_not_override_what_is_given() -> None:
+    found = script.overriding(plan("/runs", {"time": "5", "partition": "gpu"}))
+    assert {"SBATCH_TIMELIMIT", "SBATCH_PARTITION", "SBATCH_JOB_NAME", "SBATCH_REQUEUE"} <= found
+    assert found.isdisjoint({"SBATCH_ACCOUNT", "SBATCH_EXPORT", "SBATCH_QOS"})
+
+
 def test_no_second_directive_comes_from_a_path() -> None:
     with pytest.raises(UserError, match="cannot hold"):
         script.scripts(plan("/runs\n#SBATCH --uid=0", {}))

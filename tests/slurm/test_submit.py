@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flagscale_testing.slurm.cluster import SlurmCluster
+from flagscale_testing.slurm.fixtures import MakeSlurmCluster
 from tests.slurm.jobs import SlurmExperiment
 
 _NUMBERS = itertools.count()
@@ -32,8 +33,10 @@ def secrets_in(folder: Path, secret: str) -> list[str]:
 @pytest.mark.timeout(600)
 def test_a_job_is_submitted_runs_and_finishes(job: SlurmExperiment) -> None:
     token = ("+experiment.envs.SLURM_TEST_TOKEN=top-secret", "+experiment.runner.slurm.hold=true")
-    printed = job("run", *token)
+    printed = job("run", *token, SBATCH_PARTITION="high", SBATCH_ARRAY_INX="1-3")
     known = job.job()
+    queue = job.cluster.run("squeue", "--noheader", "--format=%P %i", f"--jobs={known.job_id}").stdout
+    assert queue.split() == ["main", known.job_id]
     assert f"submitted to Slurm as job {known.job_id}" in printed
     assert (known.is_ours, known.name, known.begins) == (True, known.step, ())
     assert job.status()["state"] == "queued"
@@ -147,3 +150,34 @@ def test_a_failed_job_does_not_begin_again(job: SlurmExperiment) -> None:
     assert begin.end == "failed"
     assert begin.failures == 1
     job.wait(lambda: job.status()["state"] == "failed", "a failed job")
+
+
+def lost(job: SlurmExperiment, node: str) -> None:
+    """Start a job that may begin again once, and kill a node of it."""
+    job(
+        "run",
+        "+experiment.runner.slurm.requeue=true",
+        "+experiment.runner.max_restarts=1",
+        "+experiment.runner.restart_timeout=5",
+    )
+    job.wait(lambda: job.noted("begun") == 2, "two ranks")
+    job.cluster.kill_node(node)
+    job.wait(lambda: job.job().begins[-1].end, "an end")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("timeout", [10, 300])
+def test_a_lost_host_is_left_out(make_slurm_cluster: MakeSlurmCluster, tmp_path: Path, timeout: int) -> None:
+    job = SlurmExperiment(make_slurm_cluster(slurmd_timeout=timeout), tmp_path / "job").write()
+    lost(job, "n2")
+    assert job.job().begins[-1].end == "node lost"
+    # Slurm finds out only after its own time; until then the job leaves the host out itself.
+    assert job.job().excluded == (() if timeout == 10 else ("n2",))
+    if timeout == 300:
+        job.cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    job.begin_now()
+    job.wait(lambda: job.noted("begun") >= 4, "two ranks again")
+    assert job.job().begins[-1].hosts == ("n1", "n3")
+    job.end()
+    job.wait(lambda: job.job().begins[-1].end == "finished", "an end")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 from flagscale.errors import FlagScaleError
@@ -50,12 +50,15 @@ class SlurmRefused(SlurmError):
     """Slurm answered, and refused."""
 
 
-def call(program: str, *words: str, seconds: float = 5.0, stdin: str = "") -> str:
+def call(
+    program: str, *words: str, seconds: float = 5.0, stdin: str = "", without: Collection[str] = ()
+) -> str:
     """Run a program of Slurm and return what it prints. Times in its answer are seconds since the epoch.
 
     Args:
         seconds: after which it is ended.
         stdin: the text of its standard input.
+        without: the environment variables that it does not get.
 
     Raises:
         SlurmMissing: it cannot be run here.
@@ -71,7 +74,7 @@ def call(program: str, *words: str, seconds: float = 5.0, stdin: str = "") -> st
             text=True,
             encoding="utf-8",
             errors="surrogateescape",
-            env=_environment(os.environ),
+            env=_environment(os.environ, without),
             start_new_session=True,
         )
     except FileNotFoundError:
@@ -110,9 +113,13 @@ def own_words(text: str) -> str:
     return "; ".join(said)
 
 
-def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+def _environment(environ: Mapping[str, str], without: Collection[str]) -> dict[str, str]:
     """Return the environment in which the answers have a format that can be read."""
-    kept = {name: value for name, value in environ.items() if not name.startswith(_OWN_FORMATS)}
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name not in without and not name.startswith(_OWN_FORMATS)
+    }
     return {**kept, "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
 
 

@@ -68,6 +68,16 @@ def notice_seconds(plan: LaunchPlan) -> int:
     return math.ceil(max(node.stop_grace for node in plan.nodes) + _MARGIN)
 
 
+def overriding(plan: LaunchPlan) -> frozenset[str]:
+    """Return the environment variables that sbatch would prefer to the options in the script of a plan.
+
+    Variables for other options, such as `SBATCH_ACCOUNT` if no account is given, keep their effect.
+    """
+    given = {word.partition("=")[0].removeprefix("--").upper().replace("-", "_") for word in directives(plan)}
+    names = {f"SBATCH_{name}" for name in (*given, "REQUEUE", "NO_REQUEUE", "ERROR", "WAIT", "ARRAY_INX")}
+    return frozenset({*names, *(["SBATCH_TIMELIMIT"] if "TIME" in given else [])})
+
+
 def _require_time(plan: LaunchPlan) -> None:
     """Raise a UserError if Slurm would announce the time limit as soon as the job begins."""
     given = SlurmJob.model_validate(plan.slurm).options()

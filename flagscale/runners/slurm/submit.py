@@ -42,7 +42,8 @@ def submit(prepared: Prepared, plan: LaunchPlan, done: OnProgress | None) -> str
     ):
         hide(run_dir, prepared.experiment)
         try:
-            printed = call("sbatch", "--parsable", str(run_dir.slurm_script), seconds=_SUBMISSION)
+            words = ("--parsable", str(run_dir.slurm_script))
+            printed = call("sbatch", *words, seconds=_SUBMISSION, without=script.overriding(plan))
         except SlurmSilent as error:
             # The job, should there be one, finds no plan of its own in the run directory, and ends.
             hint = f"if Slurm has taken the job all the same, it ends by itself (squeue --name={plan.run_id})"
