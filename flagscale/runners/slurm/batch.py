@@ -219,7 +219,8 @@ class Job:
         attempts = max((len(state.attempts) for state in found), default=0)
         lost = [host.host.name for host in states if not (host.state and host.state.phase in ENDED)]
         is_requeued, down = self._fate() if self._told.is_terminated or lost else (False, ())
-        has_failed = bool(lost) or any(state.phase == "failed" for state in found)
+        # A restart that waited in vain for a lost host is no failure of its own.
+        has_failed = not attempts if lost else any(state.phase == "failed" for state in found)
         return Ended(
             phases=tuple(state.phase for state in found),
             failures=attempts + has_failed,
