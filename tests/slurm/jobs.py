@@ -15,6 +15,7 @@ from typing import Any
 from flagscale.run.env import import_path
 from flagscale.run.rundir import RunDir
 from flagscale.runners.slurm import ledger
+from flagscale_testing.ports import free_port
 from flagscale_testing.slurm.cluster import SlurmCluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +50,7 @@ experiment:
     type: slurm
     platform: cpu
     nnodes: 2
+    master_port: {port}
     stop_grace: 5
     slurm: {{partition: main}}
 action: dryrun
@@ -78,7 +80,7 @@ class SlurmExperiment:
     def write(self) -> SlurmExperiment:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "program.py").write_text(PROGRAM.format(folder=str(self.folder)))
-        (self.folder / "config.yaml").write_text(EXPERIMENT.format(folder=self.folder))
+        (self.folder / "config.yaml").write_text(EXPERIMENT.format(folder=self.folder, port=free_port()))
         return self
 
     @property
