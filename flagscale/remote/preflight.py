@@ -53,6 +53,8 @@ class Way:
     """The address of each host, by rank, at which the others reach it."""
     ask: Callable[[Mapping[Host, list[str]], float], Mapping[Host, Reply]]
     """Perform one node command per host within so many seconds; return the replies."""
+    port: int = DEFAULT_PORT
+    """The port of the rendezvous, unless it is configured or in use."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def ask_hosts(
         addresses[first.rank] = runner.master_addr
     address = addresses.get(first.rank, "")
     named = runner.master_port
-    ports = [named or DEFAULT_PORT, DEFAULT_PORT + 1 if named != DEFAULT_PORT + 1 else DEFAULT_PORT + 2]
+    usual = way.port if way else DEFAULT_PORT
+    ports = [named or usual, usual + 1 if named != usual + 1 else usual + 2]
     if not several:
         # On one host, only a port that the user configured can be in use, and only the first host uses it.
         named = named if first.rank == 0 else None

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _ENDS: tuple[End, ...] = ("failed", "stopped", "finished")
 """How a run ends as a whole if its hosts end differently: the first one counts."""
 
+_FIRST_PORT, _JOBS = 10000, 9000
+"""Below the ports that Linux gives to connections (from 32768)."""
+
 
 def check_inside(prepared: Prepared, here: Allocation) -> list[CheckResult]:
     """Check everything that the job needs on every host, except whether they reach each other."""
@@ -119,7 +122,12 @@ def _way(plan: LaunchPlan, here: Allocation) -> Way:
     def ask(questions: Mapping[Host, list[str]], seconds: float) -> Mapping[Host, Reply]:
         return ask_step(plan, here, questions, seconds)
 
-    return Way(_addresses(plan), ask)
+    return Way(_addresses(plan), ask, _port(here.job_id))
+
+
+def _port(job_id: str) -> int:
+    """Return the port of a job's rendezvous: jobs that share a host and begin together find both free."""
+    return _FIRST_PORT + 2 * (int(job_id) % _JOBS)
 
 
 def _addresses(plan: LaunchPlan) -> dict[int, str]:
