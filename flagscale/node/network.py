@@ -19,6 +19,14 @@ def own_address(other: str) -> str:
         return str(probe.getsockname()[0])
 
 
+def resolved(name: str) -> str:
+    """Return the address that a name has on this host; the name itself if it has none."""
+    try:
+        return socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]
+    except (OSError, UnicodeError):  # UnicodeError: `a..b`, for example
+        return name
+
+
 def interface_of(address: str) -> str | None:
     """Return the name of the interface that has an address; the loopback interface has all of 127/8."""
     for name, addresses in psutil.net_if_addrs().items():

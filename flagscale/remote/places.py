@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from flagscale.node.network import own_address
+from flagscale.node.network import own_address, resolved
 from flagscale.remote.hosts import at_once
 from flagscale.remote.pipe import Unreachable
 from flagscale.remote.ssh import configured_place
@@ -47,26 +47,19 @@ def _own(others: list[str]) -> str:
     for other in others:
         with suppress(OSError):
             return own_address(other)
-    return "127.0.0.1" if not others else _resolved(socket.gethostname())
+    return "127.0.0.1" if not others else resolved(socket.gethostname())
 
 
 def _remote_place(name: str, ssh_port: int | None) -> Place:
     try:
         known, port, way = configured_place(name, ssh_port)
     except Unreachable:  # reported when connecting to the host
-        return Place(_resolved(name), name)
-    address = _resolved(known)
+        return Place(resolved(name), name)
+    address = resolved(known)
     identity = f"{address} port {port}" + (f" through {way}" if way else "")
     if known.lower() != name.lower() or way:
         return Place(address, identity, is_certain=False)
     return Place(address, _HERE if is_local(address) and port == _SSH_PORT else identity)
-
-
-def _resolved(name: str) -> str:
-    try:
-        return socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]
-    except (OSError, UnicodeError):  # UnicodeError: `a..b`, for example
-        return name
 
 
 def repeated(places: Mapping[Host, Place]) -> Iterator[tuple[Host, str, bool]]:

@@ -72,6 +72,7 @@ EFFECTS_IN = {
     "platforms/nvidia.py",
     "run/machine.py",
     "runners/slurm/commands.py",
+    "runners/slurm/step.py",
 }
 """Where processes, sockets and hosts may be touched."""
 

@@ -28,7 +28,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         places, "configured_place", lambda name, port: CONFIGURED.get(name, (name, port or 22, ""))
     )
-    monkeypatch.setattr(places, "_resolved", lambda name: {**NETWORK, "docker": "10.0.0.1"}.get(name, name))
+    monkeypatch.setattr(places, "resolved", lambda name: {**NETWORK, "docker": "10.0.0.1"}.get(name, name))
     monkeypatch.setattr(places, "own_address", lambda other: "10.0.0.9")
 
 

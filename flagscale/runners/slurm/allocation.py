@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Mapping, Sequence
 
 from flagscale.errors import FlagScaleError
@@ -107,11 +106,3 @@ def addresses(names: Sequence[str]) -> dict[str, str]:
     """
     known = dict(_ADDRESS.findall(call("scontrol", "--oneliner", "show", "node", ",".join(names))))
     return {name: known.get(name, name) for name in names}
-
-
-def resolved(address: str) -> str:
-    """Return the number of an address as this host resolves it; the address itself if it cannot."""
-    try:
-        return str(socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0])
-    except (OSError, UnicodeError):
-        return address

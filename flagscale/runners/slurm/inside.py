@@ -18,7 +18,7 @@ from flagscale.run.rundir import RunDir
 from flagscale.run.state import Reply, read_state
 from flagscale.runners.base import earlier_job
 from flagscale.runners.slurm import ledger
-from flagscale.runners.slurm.allocation import Allocation, addresses, resolved
+from flagscale.runners.slurm.allocation import Allocation, addresses
 from flagscale.runners.slurm.ledger import Begin, End, Ledger
 from flagscale.runners.slurm.step import ask_step, start_step, wait_started
 from flagscale.values import Host, LaunchPlan
@@ -135,7 +135,7 @@ def _addresses(plan: LaunchPlan) -> dict[int, str]:
 
     A host may resolve its own name to a loopback address, at which no other host would find it.
     """
-    from flagscale.node.network import own_address
+    from flagscale.node.network import own_address, resolved  # imports psutil
 
     known = addresses([host.name for host in plan.hosts])
     found = {host.rank: resolved(known[host.name]) for host in plan.hosts}
