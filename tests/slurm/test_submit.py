@@ -181,3 +181,20 @@ def test_a_lost_host_is_left_out(make_slurm_cluster: MakeSlurmCluster, tmp_path:
     assert job.job().begins[-1].hosts == ("n1", "n3")
     job.end()
     job.wait(lambda: job.job().begins[-1].end == "finished", "an end")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_groups_of_hosts_run_one_job(job: SlurmExperiment) -> None:
+    groups = "[{nnodes: 1, nproc_per_node: 2, gres: 'gpu:2', type: cpu}, {nnodes: 2, type: cpu}]"
+    ranks = ("~experiment.runner.nnodes", "train.model.global_batch_size=4")
+    printed = job("run", f"+experiment.runner.slurm.groups={groups}", *ranks)
+    assert "4 ranks on 3 hosts" in printed
+    assert "with 2 groups of hosts" in printed
+    assert len(job.job().components) == 2
+    job.wait(lambda: job.noted("begun") == 4, "four ranks")
+    assert [host["name"] for host in job.status()["hosts"]] == ["n1", "n2", "n3"]
+    stopped = job("stop")
+    assert "host 2  n3  stopped" in stopped
+    assert job.noted("saved") == 4
+    job.wait(lambda: job.slurm_state() == "" or "CANCELLED" in job.slurm_state(), "the end of both")
