@@ -17,6 +17,7 @@ from flagscale.status.text import status_text
 from flagscale.status.watch import current_status
 from flagscale_testing.slurm.cluster import SlurmCluster
 from flagscale_testing.slurm.fake_jobs import FakeSlurmJob, submit_fake
+from flagscale_testing.slurm.fixtures import MakeSlurmCluster
 
 Submit = Callable[..., FakeSlurmJob]
 
@@ -172,22 +173,24 @@ def test_a_missing_folder_of_the_output_is_named(submit: Submit, cluster: SlurmC
     assert "FAILED, JobLaunchFailure" in status.reason
 
 
-def test_a_job_that_slurm_has_cancelled_and_killed_counts_as_stopped(
-    submit: Submit, cluster: SlurmCluster
+@pytest.mark.parametrize(
+    ("is_ours", "state", "phase"), [(True, "FAILED", "failed"), (False, "CANCELLED", "stopped")]
+)
+def test_a_job_whose_supervisors_were_killed_ends_as_slurm_says(
+    submit: Submit, cluster: SlurmCluster, is_ours: bool, state: str, phase: str
 ) -> None:
-    job = submit().wait_until_running()
+    job = submit(is_ours=is_ours).wait_until_running()
     for rank in (0, 1):
-        state = job.state(rank)
-        assert state
-        for process in filter(None, (state.guard, state.supervisor)):
+        recorded = job.state(rank)
+        assert recorded
+        for process in filter(None, (recorded.guard, recorded.supervisor)):
             os.kill(process.pid, signal.SIGKILL)
-    cluster.run("scancel", "--signal=KILL", job.job_id)
-    cluster.run("scancel", job.job_id)
-    cluster.wait_until(lambda: job.slurm_state() in ("CANCELLED", "FAILED"), "cancelled job")
+    if not is_ours:
+        cluster.run("scancel", job.job_id)
+    cluster.wait_until(lambda: job.slurm_state() == state, f"{state} job")
     assert query(job).phase == "stopping"  # its last states may become visible later
-    cluster.wait_until(lambda: query(job).ended, "end of the job", seconds=60)
-    status = query(job)
-    assert status.phase in ("stopped", "failed")
+    cluster.wait_until(lambda: query(job).ended, "end of the job")
+    assert query(job).phase == phase
 
 
 def test_a_requeued_job_is_queued_with_the_time_that_slurm_waits(
@@ -203,4 +206,17 @@ def test_a_requeued_job_is_queued_with_the_time_that_slurm_waits(
     assert all(host.state is None for host in status.hosts)
     assert messages(job)[0] in ("n1: cancelled", "n1: nothing was running")
     assert job.slurm_state() == "CANCELLED"
+    assert query(job).phase == "stopped"
+
+
+def test_a_stop_is_as_complete_where_slurm_tracks_processes_by_cgroups(
+    make_slurm_cluster: MakeSlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = make_slurm_cluster(proctrack="cgroup", count=2)
+    monkeypatch.setenv("SLURM_CONF", str(cluster.config.conf))
+    behaviours = ("rank", "rank deaf", "rank daemon", "rank daemon bare")
+    job = submit_fake(cluster, tmp_path / "run", nodes=cluster.nodes, behaviours=behaviours)
+    job.wait_until_running()
+    assert [reply["message"] for reply in stop(job.plan).values()] == ["stopped", "stopped"]
+    assert [job.processes(node) for node in cluster.nodes] == [[], []]
     assert query(job).phase == "stopped"
