@@ -15,7 +15,7 @@ from flagscale.config.text_values import restore_texts
 from flagscale.errors import UserError
 from flagscale.plan.hostfile import HostLine
 from flagscale.plan.runner import LocalDevices
-from flagscale.runners.slurm import options, script
+from flagscale.runners.slurm import directives, options
 from flagscale.runners.slurm.declared import limit_seconds
 from flagscale.runners.slurm.keys import checked, gpus_per_host, planned_hosts, problems, words
 from flagscale.values import Host, LaunchPlan, NodeCommand
@@ -207,7 +207,7 @@ export PYTHONUNBUFFERED=1
 def test_the_batch_script() -> None:
     comment = r"""it's "mine" # \ $HOME"""
     slurm = {"requeue": True, "partition": "gpu", "comment": comment, "exclusive": "true", "hold": "false"}
-    ((path, text),) = script.scripts(plan("/my runs/50%", slurm)).items()
+    ((path, text),) = directives.scripts(plan("/my runs/50%", slurm)).items()
     assert path == Path("/my runs/50%/logs/scripts/slurm.sh")
     assert text.startswith(SCRIPT)
     assert text.endswith("exec /usr/bin/python3 -m flagscale.runners.slurm.batch '/my runs/50%'\n")
@@ -216,7 +216,7 @@ def test_the_batch_script() -> None:
 
 def test_the_batch_script_of_groups() -> None:
     groups = [{"nnodes": 1, "constraint": "a"}, {"nnodes": 2, "time": "5"}]
-    ((_, text),) = script.scripts(plan("/runs", {"time": "9", "groups": groups}, hosts=3)).items()
+    ((_, text),) = directives.scripts(plan("/runs", {"time": "9", "groups": groups}, hosts=3)).items()
     lines = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")]
     assert lines[4:] == [
         "--no-requeue",
@@ -233,14 +233,14 @@ def test_the_batch_script_of_groups() -> None:
 
 
 def test_variables_of_sbatch_do_not_override_what_is_given() -> None:
-    found = script.overriding(plan("/runs", {"time": "5", "partition": "gpu"}))
+    found = directives.overriding(plan("/runs", {"time": "5", "partition": "gpu"}))
     assert {"SBATCH_TIMELIMIT", "SBATCH_PARTITION", "SBATCH_JOB_NAME", "SBATCH_REQUEUE"} <= found
     assert found.isdisjoint({"SBATCH_ACCOUNT", "SBATCH_EXPORT", "SBATCH_QOS"})
 
 
 def test_no_second_directive_comes_from_a_path() -> None:
     with pytest.raises(UserError, match="cannot hold"):
-        script.scripts(plan("/runs\n#SBATCH --uid=0", {}))
+        directives.scripts(plan("/runs\n#SBATCH --uid=0", {}))
 
 
 def test_values_arrive_as_they_are_written(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_time_limits(text: str, seconds: float | None) -> None:
 
 
 def test_a_time_limit_without_time_to_save_is_refused() -> None:
-    assert script.scripts(plan("/runs", {"time": "1:30"}))
+    assert directives.scripts(plan("/runs", {"time": "1:30"}))
     with pytest.raises(UserError, match="the time limit is 89 s, but the ranks are told 30 s before it"):
-        script.scripts(plan("/runs", {"time": "1:29"}))
-    assert script.scripts(plan("/runs", {"time": "1:29", "signal": "B:USR1@20"}))
+        directives.scripts(plan("/runs", {"time": "1:29"}))
+    assert directives.scripts(plan("/runs", {"time": "1:29", "signal": "B:USR1@20"}))

@@ -72,7 +72,7 @@ def main(exp_dir: str) -> int:
         if here is None:
             raise FlagScaleError("this program runs in a job of Slurm only; start the job with action=run")
         known = _own_record(run_dir, here)
-        return Job(run_dir, here, known, told).run()
+        return _OneBegin(run_dir, here, known, told).run()
     except UserError as error:
         print(f"error: the configuration has mistakes on this host:\n{error}", file=sys.stderr)
         return error.exit_code
@@ -102,7 +102,7 @@ def _own_record(run_dir: RunDir, here: Allocation) -> Ledger:
         return recorded
 
 
-class Job:
+class _OneBegin:
     """One begin of a job."""
 
     def __init__(self, run_dir: RunDir, here: Allocation, known: Ledger, told: Signals) -> None:

@@ -13,7 +13,7 @@ from flagscale.formats import count
 from flagscale.plan.hostfile import HostLine
 from flagscale.plan.runner import LocalDevices, RunnerRules, Where
 from flagscale.runners.base import JobRunner
-from flagscale.runners.slurm import script
+from flagscale.runners.slurm import directives
 from flagscale.runners.slurm.allocation import AllocatedHost, allocated_job, allocation
 from flagscale.runners.slurm.report import report
 from flagscale.runners.slurm.stop import stop
@@ -104,7 +104,7 @@ def _slots(given: int | str, host: AllocatedHost, devices: LocalDevices, where: 
 
 def scripts(plan: LaunchPlan) -> Mapping[Path, str]:
     """Return the batch script of a job that is to be submitted."""
-    return {} if allocated_job(os.environ) else script.scripts(plan)
+    return {} if allocated_job(os.environ) else directives.scripts(plan)
 
 
 def check(prepared: Prepared) -> list[CheckResult]:

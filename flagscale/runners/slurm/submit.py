@@ -18,7 +18,7 @@ from flagscale.remote import launcher
 from flagscale.remote.launcher import OnProgress
 from flagscale.run.rundir import RunDir
 from flagscale.runners.base import earlier_job
-from flagscale.runners.slurm import ledger, script
+from flagscale.runners.slurm import directives, ledger
 from flagscale.runners.slurm.commands import SlurmError, SlurmSilent, call
 from flagscale.runners.slurm.hidden import hide
 from flagscale.runners.slurm.ledger import Ledger
@@ -35,7 +35,7 @@ _SUBMISSION = 20.0
 def submit(prepared: Prepared, plan: LaunchPlan, done: OnProgress | None) -> str:
     """Submit the plan, and return a line that names its job. Raises FlagScaleError if Slurm refuses it."""
     run_dir = RunDir(Path(plan.exp_dir))
-    texts = {**scripts(plan), **script.scripts(plan)}
+    texts = {**scripts(plan), **directives.scripts(plan)}
     with (
         _put_back(run_dir),
         launcher.recorded(plan, texts, prepared.config, {}, earlier_job),
@@ -43,7 +43,7 @@ def submit(prepared: Prepared, plan: LaunchPlan, done: OnProgress | None) -> str
         hide(run_dir, prepared.experiment)
         try:
             words = ("--parsable", str(run_dir.slurm_script))
-            printed = call("sbatch", *words, seconds=_SUBMISSION, without=script.overriding(plan))
+            printed = call("sbatch", *words, seconds=_SUBMISSION, without=directives.overriding(plan))
         except SlurmSilent as error:
             # The job, should there be one, finds no plan of its own in the run directory, and ends.
             hint = f"if Slurm has taken the job all the same, it ends by itself (squeue --name={plan.run_id})"

@@ -31,7 +31,7 @@ def scripts(plan: LaunchPlan) -> Mapping[Path, str]:
     command = [plan.python, "-m", "flagscale.runners.slurm.batch", plan.exp_dir]
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH {_quoted(word)}" for word in directives(plan)),
+        *(f"#SBATCH {_quoted(word)}" for word in options(plan)),
         f"# {one_line(plan.name)}: {len(plan.nodes)} hosts, {plan.world_size} ranks ({plan.layout})",
         "# The command starts one task per host with srun, waits for them, and requeues the job if asked to.",
         "export PYTHONUNBUFFERED=1",
@@ -41,7 +41,7 @@ def scripts(plan: LaunchPlan) -> Mapping[Path, str]:
     return {run_dir.slurm_script: "\n".join(lines) + "\n"}
 
 
-def directives(plan: LaunchPlan) -> Iterator[str]:
+def options(plan: LaunchPlan) -> Iterator[str]:
     """Yield the options of sbatch, component by component, as words of a command line."""
     job = SlurmJob.model_validate(plan.slurm)
     given = job.options()
@@ -73,7 +73,7 @@ def overriding(plan: LaunchPlan) -> frozenset[str]:
 
     Variables for other options, such as `SBATCH_ACCOUNT` if no account is given, keep their effect.
     """
-    given = {word.partition("=")[0].removeprefix("--").upper().replace("-", "_") for word in directives(plan)}
+    given = {word.partition("=")[0].removeprefix("--").upper().replace("-", "_") for word in options(plan)}
     names = {f"SBATCH_{name}" for name in (*given, "REQUEUE", "NO_REQUEUE", "ERROR", "WAIT", "ARRAY_INX")}
     return frozenset({*names, *(["SBATCH_TIMELIMIT"] if "TIME" in given else [])})
 
