@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from flagscale.runners.slurm import ledger
 from flagscale_testing.ports import free_port
 from flagscale_testing.slurm.cluster import SlurmCluster
 
+_REVOKED = 3.0
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import os, signal, sys, time
@@ -150,8 +152,13 @@ class SlurmExperiment:
         self.cluster.run("scancel", "--batch", f"--signal={signal.SIGUSR1.name[3:]}", self.job().job_id)
 
     def begin_now(self) -> None:
-        """Let a job that was requeued begin without Slurm's pause of two minutes."""
+        """Let a job that was requeued begin without Slurm's pause of two minutes.
+
+        Within a moment after its last processes, Slurm would refuse to start it: "Job credential revoked".
+        """
         self.wait(lambda: self.slurm_state() == "PENDING", "a pending job")
+        pending = time.monotonic()
+        self.wait(lambda: time.monotonic() - pending > _REVOKED, "the end of the old credential")
         self.cluster.run("scontrol", "update", f"JobId={self.job().job_id}", "StartTime=now")
 
     def slurm_state(self) -> str:
