@@ -3,100 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from flagscale.run.env import import_path
 from flagscale_testing.slurm.allocations import Shell, salloc
 from flagscale_testing.slurm.cluster import SlurmCluster
-
-ROOT = Path(__file__).resolve().parents[2]
-EXPERIMENT = """
-experiment:
-  exp_name: toy
-  exp_dir: {folder}/out
-  task: {{type: inference, backend: toy}}
-  runner: {{type: slurm, platform: cpu}}
-  envs: {{TOY_TOKEN: top-secret}}
-action: dryrun
-inference: {{until: {folder}/end}}
-"""
-METADATA = "Metadata-Version: 2.1\nName: toy-queue\nVersion: 1.0\n"
-
-
-@dataclass(frozen=True)
-class Commands:
-    """Commands about one experiment, whose program runs on each host until the file `end` appears."""
-
-    folder: Path
-    shell: Shell
-
-    @property
-    def out(self) -> Path:
-        return self.folder / "out"
-
-    def popen(self, action: str, *more: str, inside: bool = True) -> subprocess.Popen[str]:
-        words = ["--config-path", str(self.folder / "conf"), "--config-name", "config", f"action={action}"]
-        path = {"PYTHONPATH": f"{self.folder / 'site'}:{import_path(str(ROOT))}"}
-        cluster = self.shell.cluster
-        environment = self.shell.environment(**path) if inside else {**cluster.environment(), **path}
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "run.py"), *words, *more],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=self.folder,
-        )
-
-    def __call__(self, action: str, *more: str, code: int = 0, inside: bool = True) -> str:
-        """Run an action, check its exit code, and return everything that it prints."""
-        with self.popen(action, *more, inside=inside) as command:
-            printed, _ = command.communicate(timeout=180)
-        assert command.returncode == code, printed
-        return printed
-
-    def status(self, *, code: int = 0, inside: bool = True) -> dict[str, Any]:
-        done: dict[str, Any] = json.loads(self("query", "output=json", code=code, inside=inside))
-        return done
-
-    def wait_for(self, state: str) -> None:
-        self.shell.cluster.wait_until(lambda: self.status()["state"] == state, state)
-
-    def printed(self) -> str:
-        return "".join(path.read_text() for path in sorted(self.out.glob("logs/host_*.output")))
-
-    def steps(self) -> list[str]:
-        """Return the names of the allocation's steps that run."""
-        words = ["squeue", "--steps", "--noheader", f"--jobs={self.shell.job_id}", "--format=%j"]
-        names = self.shell.cluster.run(*words).stdout.split()
-        return [name for name in names if name != "extern"]
-
-    def processes(self) -> list[psutil.Process]:
-        """Return the processes of the experiment on all nodes."""
-        cluster = self.shell.cluster
-        return [one for node in self.nodes for one in cluster.processes(node) if self._is_ours(one)]
-
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        return self.shell.cluster.nodes
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        try:
-            return str(self.folder) in " ".join(process.cmdline())
-        except psutil.NoSuchProcess:
-            return False
+from tests.slurm.inside import ROOT, Commands, toy_commands
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +27,7 @@ def shell(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def toy(shell: Shell, tmp_path: Path) -> Iterator[Commands]:
-    site = tmp_path / "site" / "toy_queue-1.0.dist-info"
-    site.mkdir(parents=True)
-    shutil.copy(ROOT / "tests/outside/runner/toy_engine.py", site.parent)
-    (site / "METADATA").write_text(METADATA)
-    (site / "entry_points.txt").write_text("[flagscale.engines]\ntoy = toy_engine:ENGINE\n")
-    (tmp_path / "conf").mkdir()
-    (tmp_path / "conf" / "config.yaml").write_text(EXPERIMENT.format(folder=tmp_path))
-    commands = Commands(tmp_path, shell)
+    commands = toy_commands(tmp_path, shell)
     yield commands
     (tmp_path / "end").touch()
     for process in commands.processes():
