@@ -32,16 +32,17 @@ sys.exit(code)
 """
 
 
+@pytest.mark.parametrize("runner", ["ssh", "slurm"])
 @pytest.mark.parametrize(
     ("action", "code"),
     [("query", 1), ("logs", 0), ("stop", 0)],
 )
 def test_answers_about_a_run_import_nothing_that_a_start_needs(
-    action: str, code: int, tmp_path: Path
+    action: str, code: int, runner: str, tmp_path: Path
 ) -> None:
     run_dir = RunDir(tmp_path / "run")
     run_dir.plan.parent.mkdir()
-    run_dir.plan.write_text(make_plan(run_dir.path, 1).to_json())
+    run_dir.plan.write_text(make_plan(run_dir.path, 1, type=runner).to_json())
     done = subprocess.run(
         [
             *(sys.executable, "-c", LISTS),

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flagscale.config.schema import Runner
 from flagscale.errors import Problem, UserError
 from flagscale.formats import count
 from flagscale.plan.hostfile import HostLine
 from flagscale.plan.runner import LocalDevices, RunnerRules, Where
 from flagscale.runners.base import JobRunner
-from flagscale.runners.slurm import directives
 from flagscale.runners.slurm.allocation import AllocatedHost, allocated_job, allocation
 from flagscale.runners.slurm.report import report
 from flagscale.runners.slurm.stop import stop
 from flagscale.values import LaunchPlan
 
+# The functions below import what only a start or a check needs: `query` would wait for it.
 if TYPE_CHECKING:
+    from flagscale.config.schema import Runner
     from flagscale.plan.prepare import Prepared
     from flagscale.remote.launcher import OnProgress
     from flagscale.remote.preflight import CheckResult
@@ -54,7 +54,7 @@ def resolve(runner: Runner, environ: Mapping[str, str], where: Where) -> Runner:
     """Return the keys without those that have no effect, and with the chip of the hosts."""
     from flagscale.runners.slurm import keys
 
-    fields = Runner.model_fields
+    fields = type(runner).model_fields
     given = {key: fields[key].get_default(call_default_factory=True) for key in _UNUSED}
     runner = runner.model_copy(update=given)
     here = allocation(environ)
@@ -104,7 +104,11 @@ def _slots(given: int | str, host: AllocatedHost, devices: LocalDevices, where: 
 
 def scripts(plan: LaunchPlan) -> Mapping[Path, str]:
     """Return the batch script of a job that is to be submitted."""
-    return {} if allocated_job(os.environ) else directives.scripts(plan)
+    if allocated_job(os.environ):
+        return {}
+    from flagscale.runners.slurm import directives
+
+    return directives.scripts(plan)
 
 
 def check(prepared: Prepared) -> list[CheckResult]:
