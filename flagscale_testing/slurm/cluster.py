@@ -10,14 +10,16 @@ import os
 import random
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from flagscale.files import locked
 from flagscale_testing.farm.keeper import Keeper
 from flagscale_testing.farm.sshd import find_program
 from flagscale_testing.ports import free_port
@@ -26,6 +28,7 @@ from flagscale_testing.slurm.config import Cluster, Node, Proctrack
 _READY = 60.0
 _AS_NODE = 'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"'
 _CONTROLLER = "slurmctld"
+_CGROUPS_IN_USE = Path(tempfile.gettempdir(), "flagscale-slurm-cgroups.lock")
 _FREEZER = Path("/sys/fs/cgroup/freezer")
 
 
@@ -181,24 +184,22 @@ def slurm_cluster(
         settings: further fields of `Cluster`.
     """
     folder = folder.resolve()
-    # The cgroups of all slurmds of a machine have their names from the nodes.
-    letter = "n" if proctrack == "linuxproc" else f"c{os.getpid()}n"
     # Other clusters on this machine use the same ports on other addresses.
     network = f"127.{random.randrange(1, 255)}.{random.randrange(255)}"
     nodes = tuple(
-        Node(f"{letter}{n}", f"{network}.{10 + n}", free_port(), "tiny" if n == 1 else "small")
+        Node(f"n{n}", f"{network}.{10 + n}", free_port(), "tiny" if n == 1 else "small")
         for n in range(1, count + 1)
     )
     config = Cluster(folder, free_port(), nodes, proctrack, **settings)  # type: ignore[arg-type]
     config.write_files()
-    try:
-        with Keeper() as keeper:
-            cluster = SlurmCluster(config, keeper)
-            cluster.start()
-            yield cluster
-    finally:
+    with ExitStack() as held:
         if proctrack == "cgroup":
-            _remove_cgroups(nodes)
+            # Nodes of the same name have the same groups, whichever cluster they belong to.
+            held.enter_context(locked(_CGROUPS_IN_USE))
+            held.callback(_remove_cgroups, nodes)
+        cluster = SlurmCluster(config, held.enter_context(Keeper()))
+        cluster.start()
+        yield cluster
 
 
 def _remove_cgroups(nodes: tuple[Node, ...]) -> None:

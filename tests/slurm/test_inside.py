@@ -14,14 +14,22 @@ import pytest
 from flagscale.run.env import import_path
 from flagscale_testing.slurm.allocations import Shell, salloc
 from flagscale_testing.slurm.cluster import SlurmCluster
+from flagscale_testing.slurm.config import Proctrack
+from flagscale_testing.slurm.fixtures import MakeSlurmCluster
 from tests.slurm.inside import ROOT, Commands, toy_commands
 
 
+@pytest.fixture(scope="module", params=["linuxproc", pytest.param("cgroup", marks=pytest.mark.slow)])
+def cluster(request: pytest.FixtureRequest, make_slurm_cluster: MakeSlurmCluster) -> SlurmCluster:
+    proctrack: Proctrack = request.param
+    return make_slurm_cluster(proctrack=proctrack)
+
+
 @pytest.fixture(scope="module")
-def shell(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+def shell(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """A shell of salloc with two hosts, and options that must not become those of our steps."""
     options = ["-N2", "-c2", "--mem-per-cpu=100", "--gres=gpu:2", "--job-name=of someone"]
-    with salloc(slurm_cluster, tmp_path_factory.mktemp("shell"), *options) as made:
+    with salloc(cluster, tmp_path_factory.mktemp("shell"), *options) as made:
         yield made
 
 
@@ -86,6 +94,7 @@ def test_a_failed_start_is_taken_back(toy: Commands) -> None:
     assert toy.status(code=1)["failure"]["message"].startswith("experiment.cmds.before_start ended with")
 
 
+@pytest.mark.slow
 def test_lines_before_the_start_run_on_each_host_and_a_stop_reaches_the_job(toy: Commands) -> None:
     toy("run", "+experiment.cmds.before_start='echo before on $SLURMD_NODENAME'")
     assert [line for line in toy.printed().splitlines() if "before on" in line] == [
@@ -96,12 +105,14 @@ def test_lines_before_the_start_run_on_each_host_and_a_stop_reaches_the_job(toy:
     toy.shell.cluster.wait_until(lambda: not toy.processes(), "end of all processes")
 
 
+@pytest.mark.slow
 def test_fewer_hosts_than_allocated(toy: Commands) -> None:
     toy("run", "experiment.runner.nnodes=1")
     assert [host["name"] for host in toy.status()["hosts"]] == ["n1"]
     assert "host 0  n1  stopped" in toy("stop")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_step(toy: Commands) -> None:
     with toy.popen("test") as command:
         toy.shell.cluster.wait_until(lambda: toy.printed().count("the toy job runs") == 2, "running job")
@@ -144,12 +155,13 @@ def test_a_step_gets_all_that_the_job_has_on_each_host(toy: Commands) -> None:
     assert "has 3 CPUs, GPUs 0, exported" in toy.printed()
 
 
-def test_the_end_of_the_allocation_ends_the_job(slurm_cluster: SlurmCluster, toy: Commands) -> None:
-    with salloc(slurm_cluster, toy.folder, "-N1", "--mem=100") as shell:
+@pytest.mark.slow
+def test_the_end_of_the_allocation_ends_the_job(cluster: SlurmCluster, toy: Commands) -> None:
+    with salloc(cluster, toy.folder, "-N1", "--mem=100") as shell:
         other = Commands(toy.folder, shell)
         other("run")
         other.shell.cluster.run("scancel", shell.job_id)
-        slurm_cluster.wait_until(lambda: not toy.processes(), "end of all processes")
+        cluster.wait_until(lambda: not toy.processes(), "end of all processes")
     deadline = time.monotonic() + 60
     while (status := toy.status(inside=False))["state"] == "running":
         assert time.monotonic() < deadline, status
