@@ -48,8 +48,13 @@ def test(request: Request) -> int:
 def dryrun(request: Request) -> int:
     """Print the configuration and scripts that `run` would use; touch no host and write nothing.
 
-    This host need not have the job's devices.
+    This host need not have the job's devices. `output=manifest` prints the same job for Kubernetes.
     """
+    if load_command_keys(request.config).as_manifest:
+        from flagscale.runners.kubernetes.manifest import manifest_text
+
+        print(manifest_text(request), end="")
+        return 0
     prepared = prepared_job(request, run_id="dryrun", only_plans=True)
     short = _short_estimate(prepared, request)
     print(plan_text(prepared.plan, prepared.config, () if short.lacks_chip else short.lines))

@@ -15,7 +15,7 @@ from flagscale.errors import Problem, UserError, first_line, nearest
 
 DEFAULT_RUNNER = "ssh"
 COMMAND_KEYS: Mapping[str, Sequence[str]] = {
-    "output": ("query", "estimate", "checkpoints"),
+    "output": ("query", "estimate", "checkpoints", "dryrun"),
     "follow": ("query", "logs"),
     "chip": ("estimate", "dryrun", "check", "auto_tune"),
     "picture": ("estimate",),
@@ -24,6 +24,13 @@ COMMAND_KEYS: Mapping[str, Sequence[str]] = {
 }
 """The keys that control the command rather than the job, and which of FlagScale's actions take each."""
 
+OUTPUTS: Mapping[str, Sequence[str]] = {
+    "text": COMMAND_KEYS["output"],
+    "json": ("query", "estimate", "checkpoints"),
+    "manifest": ("dryrun",),
+}
+"""The values of `output`, and which actions take each."""
+
 
 @dataclass(frozen=True)
 class CommandOptions:
@@ -31,6 +38,8 @@ class CommandOptions:
 
     as_json: bool = False
     """`output=json`: print one JSON object for programs instead of text for people."""
+    as_manifest: bool = False
+    """`output=manifest`: print a manifest for Kubernetes instead."""
     follow: bool = False
     """`follow=true`: go on until the job ends."""
     chip: str = ""
@@ -72,8 +81,8 @@ def load_command_keys(config: DictConfig) -> CommandOptions:
     given = {key: _top(config, key, None) for key in COMMAND_KEYS}
     output, follow, plan = given["output"] or "text", given["follow"] or False, given["plan"]
     problems = []
-    if output not in ("text", "json"):
-        problems.append(Problem(f"unknown output `{output}`", "output", "valid: text, json"))
+    if output not in OUTPUTS:
+        problems.append(Problem(f"unknown output `{output}`", "output", f"valid: {', '.join(OUTPUTS)}"))
     if not isinstance(follow, bool):
         problems.append(Problem("`follow` must be true or false", "follow"))
     if plan not in (None, "auto"):
@@ -90,6 +99,7 @@ def load_command_keys(config: DictConfig) -> CommandOptions:
         raise UserError(problems)
     return CommandOptions(
         as_json=output == "json",
+        as_manifest=output == "manifest",
         follow=bool(follow),
         chip=str(chip or ""),
         picture=files["picture"],
@@ -118,10 +128,14 @@ def ignored_keys(config: DictConfig, action: str) -> list[str]:
     """Return a notice for each given key of commands that one of FlagScale's actions does not take."""
     if action not in registry.BUILT_IN["actions"]:
         return []  # an action of another package may take any
+    given = {key: value for key in COMMAND_KEYS if (value := _top(config, key, None)) is not None}
+    takers = {key: (key, COMMAND_KEYS[key]) for key in given}
+    if (output := str(given.get("output"))) in OUTPUTS:
+        takers["output"] = (f"output={output}", OUTPUTS[output])
     return [
-        f"`{key}` has no effect with action={action}; it is for {', '.join(actions)}"
-        for key, actions in COMMAND_KEYS.items()
-        if action not in actions and _top(config, key, None) is not None
+        f"`{word}` has no effect with action={action}; it is for {', '.join(actions)}"
+        for word, actions in takers.values()
+        if action not in actions
     ]
 
 

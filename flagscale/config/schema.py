@@ -101,6 +101,42 @@ class SlurmJob(Section):
         return dict(self.__pydantic_extra__)
 
 
+class KubernetesVolume(Section):
+    """A volume of the pods of a manifest."""
+
+    claim: NotEmpty
+    """The name of its PersistentVolumeClaim."""
+    path: NotEmpty
+    """Where the pods see it."""
+    read_only: bool = False
+
+
+class KubernetesPods(Section):
+    """What the pods of `action=dryrun output=manifest` need besides the plan; no other command reads it."""
+
+    image: NotEmpty | None = None
+    """The container image, which has FlagScale and the engine installed."""
+    name: NotEmpty | None = None
+    """The name of the JobSet; default: `exp_name` as DNS takes it."""
+    namespace: NotEmpty | None = None
+    """Default: that of the `kubectl` which applies the manifest."""
+    command: list[NotEmpty] = ["flagscale"]
+    """How a pod calls FlagScale: `[python, /opt/FlagScale/run.py]` for a clone in the image."""
+    volumes: list[KubernetesVolume] = []
+    """The run directory (`exp_dir`) must be on one that all pods can write to."""
+    resources: dict[str, Text] = {}
+    """Quantities per pod, by resource: `memory: 200Gi`. Devices follow from the ranks per host."""
+    shared_memory: Text | None = None
+    """The size of `/dev/shm`, `64Gi`; default: the container runtime's (64 MiB)."""
+    service_account: NotEmpty | None = None
+    node_selector: dict[str, Text] = {}
+    """Labels that the nodes must have."""
+    image_pull_secrets: list[NotEmpty] = []
+    """Names of the Secrets with which the image is pulled."""
+    secrets_from: NotEmpty | None = None
+    """The Secret that holds the job's secrets, by the names of their environment variables."""
+
+
 class Runner(Section):
     """Where the job runs, and how it is started, watched and recovered."""
 
@@ -112,6 +148,8 @@ class Runner(Section):
     """The runner's own keys, if it has any, such as the partition and the time limit of a batch system."""
     slurm: SlurmJob = SlurmJob()
     """What Slurm is asked for, with `type: slurm`."""
+    kubernetes: KubernetesPods = KubernetesPods()
+    """What the pods of a Kubernetes manifest need, with `action=dryrun output=manifest`."""
     backend: Literal["torchrun"] = "torchrun"
     """The agent that starts the ranks of a host."""
     hostfile: UserPath | None = None

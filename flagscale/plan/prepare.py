@@ -43,16 +43,19 @@ class Prepared:
     notices: tuple[str, ...]
 
 
-def prepare(request: Request, run_id: str | None = None, *, only_plans: bool = False) -> Prepared:
+def prepare(
+    request: Request, run_id: str | None = None, *, only_plans: bool = False, any_hosts: bool = False
+) -> Prepared:
     """Check the configuration and decide everything about its start; `run_id` is generated unless given.
 
-    With `only_plans` the job is not started here: it may need more devices than this host has.
+    With `only_plans` the job is not started here: it may need more devices than this host has; with
+    `any_hosts` more hosts than there are, too.
 
     Raises:
         UserError: the configuration has mistakes; those of all stages are reported.
     """
     source_map = request.source_map
-    checked = check_stages(request.config, source_map, only_plans)
+    checked = check_stages(request.config, source_map, only_plans, any_hosts)
     experiment, engine, job, share = checked.experiment, checked.engine, checked.job, checked.share
     if not only_plans and (problems := _masked(experiment, source_map)):
         raise UserError(problems)
@@ -76,7 +79,7 @@ def prepare(request: Request, run_id: str | None = None, *, only_plans: bool = F
             started_on=this_machine(),
         )
 
-    config = _config_text(experiment, job.texts)
+    config = config_text(experiment, job.texts)
     notices = (*checked.notices, *job.notices, *setting_notices(experiment, job, source_map))
     return Prepared(experiment, engine, job, plan_at(None), plan_at, config, notices)
 
@@ -116,7 +119,7 @@ def _masked(experiment: Experiment, source_map: SourceMap) -> list[Problem]:
     ]
 
 
-def _config_text(experiment: Experiment, texts: Mapping[str, str]) -> str:
+def config_text(experiment: Experiment, texts: Mapping[str, str]) -> str:
     """Return YAML that loads as this experiment, except for secrets; keys that hold defaults are left out."""
     given = experiment.model_dump(
         mode="json", exclude={"arguments", "name", "exp_dir"}, exclude_defaults=True

@@ -29,6 +29,8 @@ class Platform:
     """Set for every process unless the experiment sets it."""
     rank_env: Mapping[str, str] = field(default_factory=dict)
     """The same, for ranks only: needed for collectives and the order of kernels, not by other programs."""
+    kubernetes_resource: str = ""
+    """The name under which Kubernetes counts these devices."""
     visible_devices: str = ""
     """The environment variable that limits a process to some devices of a host."""
     shares_devices: bool = False

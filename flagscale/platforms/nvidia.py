@@ -43,6 +43,7 @@ NVIDIA = Platform(
     # Sequence and tensor parallelism rely on kernels starting in the order in which they were issued.
     rank_env={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},
     count_users=count_gpu_users,
+    kubernetes_resource="nvidia.com/gpu",
     visible_devices="CUDA_VISIBLE_DEVICES",
     chips=_CHIPS,
 )

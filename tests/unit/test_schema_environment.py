@@ -14,7 +14,7 @@ from flagscale.config.schema import Environment, Experiment
 from flagscale.config.secrets import MASK
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem
-from flagscale.plan.prepare import _config_text
+from flagscale.plan.prepare import config_text
 from tests.unit.conftest import EXPERIMENT
 from tests.unit.plans import make_plan
 
@@ -75,11 +75,11 @@ def test_it_is_recorded_as_given(
 ) -> None:
     """The `config.yaml` of a run directory is a configuration again, the same except for secrets."""
     experiment = load(TEXT, "experiment.runner.nnodes='2:4'", "experiment.runner.host_paths={a: {/x: /y}}")
-    assert load_experiment(*compose(_config_text(experiment, {}))).experiment == experiment
+    assert load_experiment(*compose(config_text(experiment, {}))).experiment == experiment
     plain = load()
-    assert load_experiment(*compose(_config_text(plain, {}))).experiment == plain
+    assert load_experiment(*compose(config_text(plain, {}))).experiment == plain
     secret = load(TEXT, "experiment.envs.HF_TOKEN=hf_secret")
-    text = _config_text(secret, {})
+    text = config_text(secret, {})
     assert "hf_secret" not in text
     again = load_experiment(*compose(text)).experiment
     assert again is not None
@@ -89,7 +89,7 @@ def test_it_is_recorded_as_given(
 def test_only_keys_that_differ_from_their_default_are_recorded(load: Callable[..., Experiment]) -> None:
     """So that a new key with a default does not change recorded configurations."""
     experiment = load(EXPERIMENT, "experiment.runner.max_restarts=0", "experiment.cmds.after_stop=''")
-    text = _config_text(experiment, {})
+    text = config_text(experiment, {})
     section = yaml.safe_load(text)["experiment"]
     assert [*section] == ["exp_name", "exp_dir", "task", "runner"]
     assert section["task"] == {
