@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from flagscale.remote.launcher import HostStatus
 
 _POLL = 0.2
+_HEARING = 2.0
 _SILENT = 30.0
 """Seconds after the first end of a host after which a host that reports no end of its own is lost."""
 
@@ -195,6 +196,8 @@ class _OneBegin:
 
     def _finish(self, states: Sequence[HostStatus]) -> int:
         """Record how the begin ended, and put the job in the queue again if it has to begin again."""
+        if not all(host.state and host.state.phase == "finished" for host in states):
+            self._let_slurm_speak()
         ended = self._ended(states)
         decision = self._record(ended)
         print(f"{self._run_id}: {decision.end}{decision.reason and f': {decision.reason}'}", flush=True)
@@ -204,6 +207,12 @@ class _OneBegin:
             hidden.forget(self._run_dir)
         codes = [host.state.exit_code for host in states if host.state and host.state.exit_code]
         return next((code for code in codes if code > 0), 0 if decision.end in ("finished", "stopped") else 1)
+
+    def _let_slurm_speak(self) -> None:
+        """Wait a moment for TERM: if Slurm ends the job, the ranks may hear of it before this program."""
+        deadline = time.monotonic() + _HEARING
+        while time.monotonic() < deadline and not (self._told.is_terminated or self._told.is_at_limit):
+            time.sleep(_POLL)
 
     def _record(self, ended: Ended) -> Decision:
         decision = decide(ended, self._known.requeues, self._failures, self._max_restarts)
@@ -249,9 +258,9 @@ class _OneBegin:
     def _requeue(self, decision: Decision) -> None:
         """Put the job in the queue again; Slurm then waits for about two minutes."""
         job = self._here.job_id
+        known = ledger.exclude(self._run_dir, decision.excluded)
         call("scontrol", "requeue", job)
         if decision.excluded:
-            known = ledger.exclude(self._run_dir, decision.excluded)
             plan = self._run_dir.read_plan()
             own = SlurmJob.model_validate(plan.slurm).options().get("exclude", "") if plan else ""
             names = ",".join(filter(None, [own, *known.excluded]))
