@@ -128,8 +128,7 @@ class _OneBegin:
             prepared = self._prepared()
             plan, step = self._start(prepared)
         except BaseException as error:
-            if not self._told.is_terminated:
-                ledger.record_end(self._run_dir, self._run_id, "failed", str(error), failures=1)
+            self._give_up(str(error))
             raise
         states = self._wait(plan, step)
         return self._finish(states)
@@ -170,6 +169,18 @@ class _OneBegin:
         finally:
             self._run_dir.forget_secrets(plan.hosts)
         return plan, step
+
+    def _give_up(self, why: str) -> None:
+        """Record that the ranks did not start, because of a mistake, or because Slurm ends the job."""
+        is_requeued = False
+        if self._told.is_terminated:
+            ended = self._ended(())
+            is_requeued = ended.is_requeued
+            self._record(ended)
+        else:
+            ledger.record_end(self._run_dir, self._run_id, "failed", why, failures=1)
+        if not is_requeued:
+            hidden.forget(self._run_dir)
 
     def _wait(self, plan: LaunchPlan, step: Step) -> Sequence[HostStatus]:
         """Wait until all hosts have ended, or cannot; end them when the time limit comes."""
