@@ -133,21 +133,31 @@ def test_a_job_with_the_same_id_that_is_not_ours_is_not_touched(
     cluster.run("scancel", other_id)
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
 def test_without_an_answer_of_the_controller_query_says_what_the_files_say_and_stop_what_it_could_not_do(
-    submit: Submit, cluster: SlurmCluster
+    submit: Submit, cluster: SlurmCluster, is_killed: bool
 ) -> None:
     job = submit().wait_until_running()
-    cluster.pause_controller()
+    if is_killed:
+        known = ledger.read(job.files)
+        assert known
+        saved, began = cluster.config.folder / "state" / "job_state", known.begins[-1].began
+        # Otherwise the controller would forget the job.
+        cluster.wait_until(lambda: saved.exists() and saved.stat().st_mtime > began + 1, "saved state")
+        cluster.kill_controller()
+    else:
+        cluster.pause_controller()
     try:
         status = query(job)
         assert (status.phase, status.ended) == ("running", False)
-        assert status.reason.startswith("Slurm did not answer `scontrol` within 5 s; what follows is")
+        assert f"; what follows is what job {job.job_id} has recorded itself" in status.reason
         replies = stop(job.plan)
         assert [reply["ok"] for reply in replies.values()] == [False, False]
         assert "repeat action=stop when Slurm answers" in replies[job.plan.hosts[0]]["message"]
     finally:
-        cluster.resume_controller()
+        cluster.start_controller() if is_killed else cluster.resume_controller()
     assert job.is_running()
+    cluster.wait_until(lambda: job.slurm_state() == "RUNNING", "controller")
     assert messages(job) == ["n1: stopped", "n2: stopped"]
 
 
