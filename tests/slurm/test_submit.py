@@ -177,7 +177,9 @@ def test_a_lost_host_is_left_out(make_slurm_cluster: MakeSlurmCluster, tmp_path:
     assert job.job().begins[-1].end == "node lost"
     # Slurm finds out only after its own time; until then the job leaves the host out itself.
     if timeout == 300:
-        job.wait(lambda: job.job().excluded == ("n2",), "an excluded host")
+        shown = ("scontrol", "show", "job", job.job().job_id)
+        job.wait(lambda: "ExcNodeList=n2" in job.cluster.run(*shown).stdout, "an excluded host")
+        assert job.job().excluded == ("n2",)
         job.cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
     job.begin_now()
     job.wait(lambda: job.noted("begun") >= 4, "two ranks again")

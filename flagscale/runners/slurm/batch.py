@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from types import FrameType
@@ -30,7 +31,7 @@ from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED
 from flagscale.runners.slurm import hidden, ledger
 from flagscale.runners.slurm.allocation import Allocation, allocation
-from flagscale.runners.slurm.commands import SlurmError, call
+from flagscale.runners.slurm.commands import SlurmError, SlurmRefused, call
 from flagscale.runners.slurm.ledger import Begin, Ledger
 from flagscale.runners.slurm.records import ask_job
 from flagscale.runners.slurm.report import host_states
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _POLL = 0.2
 _HEARING = 2.0
+_ATTEMPTS = 10
 _SILENT = 30.0
 """Seconds after the first end of a host after which a host that reports no end of its own is lost."""
 
@@ -270,13 +272,31 @@ class _OneBegin:
         """Put the job in the queue again; Slurm then waits for about two minutes."""
         job = self._here.job_id
         known = ledger.exclude(self._run_dir, decision.excluded)
-        call("scontrol", "requeue", job)
+        with suppress(_Killed):
+            _scontrol("requeue", job)
         if decision.excluded:
             plan = self._run_dir.read_plan()
             own = SlurmJob.model_validate(plan.slurm).options().get("exclude", "") if plan else ""
             names = ",".join(filter(None, [own, *known.excluded]))
             # Slurm refuses this before the requeue.
-            call("scontrol", "update", f"JobId={job}", f"ExcNodeList={names}")
+            for _ in range(_ATTEMPTS):
+                with suppress(_Killed):
+                    _scontrol("update", f"JobId={job}", f"ExcNodeList={names}")
+                    return
+
+
+class _Killed(Exception):
+    """The TERM that Slurm sends when it requeues a job has reached another program of the job."""
+
+
+def _scontrol(*words: str) -> None:
+    """Raises SlurmError if Slurm does not do it, _Killed if the program was killed before it could tell."""
+    try:
+        call("scontrol", *words)
+    except SlurmRefused as refused:
+        if refused.words:
+            raise
+        raise _Killed from None
 
 
 def _longest(plan: LaunchPlan) -> float:
