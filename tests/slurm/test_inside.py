@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -166,3 +167,15 @@ def test_the_end_of_the_allocation_ends_the_job(cluster: SlurmCluster, toy: Comm
     while (status := toy.status(inside=False))["state"] == "running":
         assert time.monotonic() < deadline, status
     assert status["state"] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_killed_supervisor_fails_the_job_on_all_hosts(toy: Commands) -> None:
+    toy("run")
+    (state,) = toy.out.glob("logs/pids/host_1_n2.json")
+    os.kill(json.loads(state.read_text())["supervisor"]["pid"], signal.SIGKILL)
+    toy.shell.cluster.wait_until(lambda: not toy.processes() and not toy.steps(), "end of the step")
+    assert toy.status(code=1, inside=False)["state"] == "failed"
+    (toy.folder / "end").touch()
+    toy("run")
+    toy.wait_for("finished")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from flagscale.plan.render import scripts
 from flagscale.remote import launcher
-from flagscale.remote.launcher import OnProgress
+from flagscale.remote.launcher import HostStatus, OnProgress
 from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.machine import is_local
 from flagscale.run.rundir import RunDir
@@ -19,8 +20,9 @@ from flagscale.run.state import Reply, read_state
 from flagscale.runners.base import earlier_job
 from flagscale.runners.slurm import ledger
 from flagscale.runners.slurm.allocation import Allocation, addresses
+from flagscale.runners.slurm.commands import SlurmError
 from flagscale.runners.slurm.ledger import Begin, End, Ledger
-from flagscale.runners.slurm.step import ask_step, start_step, wait_started
+from flagscale.runners.slurm.step import ask_step, find_steps, start_step, wait_started
 from flagscale.values import Host, LaunchPlan
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def require_inside(prepared: Prepared, here: Allocation) -> LaunchPlan:
     is_submission = known is not None and known.is_ours and known.job_id == here.job_id
     if prepared.job.services and not is_submission:
         # Otherwise the servers of an earlier job would be reported as unknown processes that use the ports.
-        launcher.refuse_if_running(run_dir, plan, earlier_job)
+        launcher.refuse_if_running(run_dir, plan, _earlier_run)
     packages = prepared.engine.distributions
     rendezvous = require_ready(prepared.experiment, prepared.job, plan, packages, _way(plan, here))
     return prepared.plan_at(rendezvous)
@@ -77,7 +79,7 @@ def start_inside(prepared: Prepared, plan: LaunchPlan, here: Allocation, done: O
         own = {**own, CHANNEL_SECRET: token_hex(32)}
     job, earlier = here.job, run_dir.read_plan()
     names = tuple(host.name for host in plan.hosts)
-    with launcher.recorded(plan, scripts(plan), prepared.config, own, earlier_job):
+    with launcher.recorded(plan, scripts(plan), prepared.config, own, _earlier_run):
         _close_begin(run_dir, earlier)
         ledger.record_job(
             run_dir,
@@ -101,6 +103,19 @@ def start_inside(prepared: Prepared, plan: LaunchPlan, here: Allocation, done: O
         finally:
             run_dir.forget_secrets(plan.hosts)
     return f"  as step {plan.run_id} of Slurm's job {here.job_id}"
+
+
+def _earlier_run(plan: LaunchPlan) -> tuple[str, Sequence[HostStatus]]:
+    """Return what `earlier_job` does, but a run whose step has ended is over, whatever its hosts recorded.
+
+    With cgroups, Slurm also kills the guard of a host whose supervisor was killed, so that end is not recorded.
+    """
+    known = ledger.read(RunDir(Path(plan.exp_dir)))
+    if known and not known.is_ours and known.step == plan.run_id:
+        with suppress(SlurmError):
+            if not find_steps(known.job_id, known.step):
+                return "", ()
+    return earlier_job(plan)
 
 
 def _close_begin(run_dir: RunDir, earlier: LaunchPlan | None) -> None:
