@@ -108,7 +108,7 @@ def start_inside(prepared: Prepared, plan: LaunchPlan, here: Allocation, done: O
 def _earlier_run(plan: LaunchPlan) -> tuple[str, Sequence[HostStatus]]:
     """Return what `earlier_job` does, but a run whose step has ended is over, whatever its hosts recorded.
 
-    With cgroups, Slurm also kills the guard of a host whose supervisor was killed, so that end is not recorded.
+    With cgroups, Slurm also kills the guard of a host whose supervisor was killed, and no end is recorded.
     """
     known = ledger.read(RunDir(Path(plan.exp_dir)))
     if known and not known.is_ours and known.step == plan.run_id:
