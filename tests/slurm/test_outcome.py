@@ -119,6 +119,17 @@ def test_a_job_that_may_requeue_itself_has_not_ended_with_its_hosts(end: str, ph
     assert found(replace(known, requeues=False), record("RUNNING"), hosts("stopped", "stopped")).phase is None
 
 
+@pytest.mark.parametrize(("end", "phase"), [("time limit", "stopped"), ("failed", None)])
+def test_a_job_that_was_cancelled_before_it_began_again_does_not_say_that_it_will(
+    end: str, phase: str | None
+) -> None:
+    begin = replace(BEGIN, end=end, reason=f"{end} it is", ended=NOW - 70)
+    known = replace(KNOWN, requeues=True, begins=(begin,), stop_requested=NOW - 65)
+    result = found(known, record("CANCELLED", restarts=1), hosts("stopped", "stopped"))
+    assert result.phase == phase
+    assert ("it is" in result.reason) == (phase is None)
+
+
 @pytest.mark.parametrize(
     ("state", "words"),
     [

@@ -17,8 +17,8 @@ from flagscale.runners.slurm.records import JobRecord
 
 _LATE = 10.0
 """Seconds after the end of a job within which the last states of its hosts may still become visible here."""
-_MAY_BEGIN_AGAIN = ("", "time limit", "preempted", "node lost")
-"""The ends of a begin after which a job that requeues itself may be about to do so."""
+_BEGINS_AGAIN = ("time limit", "preempted", "node lost")
+"""The ends of a begin after which a job that requeues itself does so."""
 _END_TEXTS: Mapping[str, str] = {
     "time limit": "stopped at the time limit",
     "preempted": "stopped because another job takes the hosts",
@@ -114,6 +114,8 @@ def _over(
         return Outcome(
             "failed", f"its ranks were not started: {said or why or 'its script has ended'}", hosts
         )
+    if all(host.ended for host in hosts) and was_cancelled and newest and newest.end in _BEGINS_AGAIN:
+        return Outcome("stopped", "cancelled while it waited to begin again", hosts)
     if all(host.ended for host in hosts):
         # The failure of a rank says more than the exit code of the script that waited for it.
         is_expected = record is None or (record.state == "FAILED" and not record.reason.startswith("Job"))
@@ -133,7 +135,7 @@ def _may_begin_again(known: Ledger, hosts: tuple[HostStatus, ...], newest: Begin
     """Return whether all hosts have ended, but the job may be about to requeue itself."""
     if not (known.is_ours and known.requeues) or known.stop_requested or newest is None:
         return False
-    return newest.end in _MAY_BEGIN_AGAIN and all(host.state and host.ended for host in hosts)
+    return newest.end in ("", *_BEGINS_AGAIN) and all(host.state and host.ended for host in hosts)
 
 
 def begin_end_text(begin: Begin, now: float) -> str:

@@ -71,6 +71,7 @@ def stop(plan: LaunchPlan) -> Mapping[Host, Reply]:
     before = run.states()
     found = look_up(known)
     was_active, trouble = is_active(found), found.trouble
+    was_waiting = found.record is not None and found.record.is_waiting
     if was_active or trouble:
         with suppress(OSError):  # a full disk must not prevent a stop
             ledger.request_stop(run_dir, known.job_id)
@@ -87,6 +88,8 @@ def stop(plan: LaunchPlan) -> Mapping[Host, Reply]:
         what = f"job {known.job_id} is still {found.record.state.lower()} in Slurm" if found.record else ""
         return dict.fromkeys(run.plan.hosts, _reply(f"not stopped within {_CANCELLED:g} s: {what}", ok=False))
     _forget_secrets(run_dir, run.plan)
+    if was_waiting and known.is_ours:  # also between two begins, the first of which has left states
+        return dict.fromkeys(run.plan.hosts, _reply("cancelled", ended=True))
     return _replies(before, run.states(), _of_silent(run, found, was_active))
 
 
