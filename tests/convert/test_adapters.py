@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from flagscale.run.base import identity
 from flagscale.run.checkpoints import read_arguments as recorded_arguments
 from flagscale_testing.adapters import make_trained
-from flagscale_testing.conversion import CASES, VOCAB, same, tensors_of
+from flagscale_testing.conversion import VOCAB, same, tensors_of
 from megatron.flagscale.convert.adapter_conversion import export_adapter, import_adapter
 from megatron.flagscale.convert.checkpoints import find_checkpoint
 from megatron.flagscale.convert.convert import convert
@@ -33,6 +33,9 @@ KINDS = {
     "Aquila": (*ATTENTION, *MLP),
     "Llama, biases": (*ATTENTION, *MLP),
     "OLMo-2": (*ATTENTION, *MLP),
+    "Gemma-2": (*ATTENTION, *MLP),
+    "Gemma-3": (*ATTENTION, *MLP),
+    "gpt-oss": ATTENTION,
     "Mixtral": (*ATTENTION, *MLP),
     "Qwen2-MoE": ATTENTION,  # PEFT does not read those of its experts
     "Qwen3-MoE": (*ATTENTION, *MLP),
@@ -40,6 +43,8 @@ KINDS = {
     "DeepSeek-V2-Lite": ("q_proj", *LATENT[2:], *MLP),
     "DeepSeek-V3": (*LATENT, *MLP),
 }
+DOUBLE = ("Gemma-2",)
+"""Computed in float64: the tiny model's caps follow scores that rounding to fp32 changes by 2e-5 of them."""
 FAST = ("Qwen2, 2.5", "Mixtral")
 RANK, ALPHA = 4, 8
 
@@ -133,9 +138,8 @@ def test_peft_computes_the_merged_model(
     name: str, models: Models, trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed (make test installs it)")
-    import transformers
+    from transformers import AutoModelForCausalLM as Kind
 
-    kind = getattr(transformers, f"{CASES[name].config}ForCausalLM")
     convert(
         models(name) / "hf",
         tmp_path / "hf",
@@ -143,10 +147,11 @@ def test_peft_computes_the_merged_model(
         adapter=AdapterFolder(trained(name) / "trained"),
     )
     tokens = torch.randint(3, VOCAB - 1, (2, 32), generator=torch.Generator().manual_seed(1))
+    dtype = torch.float64 if name in DOUBLE else torch.float32
     with torch.no_grad():
-        merged = kind.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+        merged = Kind.from_pretrained(tmp_path / "hf", dtype=dtype)
         expected = merged(tokens).logits
-        base = kind.from_pretrained(models(name) / "hf", dtype=torch.float32)
+        base = Kind.from_pretrained(models(name) / "hf", dtype=dtype)
         plain = base(tokens).logits
         adapted = peft.PeftModel.from_pretrained(base, trained(name) / "peft")
         found = adapted(tokens).logits
