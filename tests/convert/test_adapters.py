@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from flagscale.run.base import identity
 from flagscale.run.checkpoints import read_arguments as recorded_arguments
 from flagscale_testing.adapters import make_trained
-from flagscale_testing.conversion import VOCAB, same, tensors_of
+from flagscale_testing.conversion import CASES, VOCAB, same, tensors_of
 from megatron.flagscale.convert.adapter_conversion import export_adapter, import_adapter
 from megatron.flagscale.convert.checkpoints import find_checkpoint
 from megatron.flagscale.convert.convert import convert
@@ -138,8 +138,9 @@ def test_peft_computes_the_merged_model(
     name: str, models: Models, trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed (make test installs it)")
-    from transformers import AutoModelForCausalLM as Kind
+    import transformers
 
+    kind = getattr(transformers, f"{CASES[name].config.removesuffix('Text')}ForCausalLM")
     convert(
         models(name) / "hf",
         tmp_path / "hf",
@@ -149,9 +150,9 @@ def test_peft_computes_the_merged_model(
     tokens = torch.randint(3, VOCAB - 1, (2, 32), generator=torch.Generator().manual_seed(1))
     dtype = torch.float64 if name in DOUBLE else torch.float32
     with torch.no_grad():
-        merged = Kind.from_pretrained(tmp_path / "hf", dtype=dtype)
+        merged = kind.from_pretrained(tmp_path / "hf", dtype=dtype)
         expected = merged(tokens).logits
-        base = Kind.from_pretrained(models(name) / "hf", dtype=dtype)
+        base = kind.from_pretrained(models(name) / "hf", dtype=dtype)
         plain = base(tokens).logits
         adapted = peft.PeftModel.from_pretrained(base, trained(name) / "peft")
         found = adapted(tokens).logits
