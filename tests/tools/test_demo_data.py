@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from flagscale.checks import indexed
 
 ROOT = Path(__file__).resolve().parents[2]
