@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flagscale.checks.latent import MLA
+from flagscale.checks.own_layers import own_layer_violations
 from flagscale.errors import Violation
 
 EMBEDDING, SCALAR, GATE = "scale_embedding", "query_pre_attn_scalar", "glu_activation"
@@ -20,12 +21,9 @@ TANH_GELU = "gelu_tanh"
 def gemma_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield the arguments (by dest) that would have no effect, or that cannot be combined with others."""
     given = [name for name in SETTINGS if values.get(name) is not None and values[name] is not False]
-    layers = values.get("transformer_impl")
     for name in given:
-        if layers != "torch":
-            yield name, f"`{name}` needs `transformer_impl: torch`, not {layers}"
-        elif values.get("spec"):
-            yield name, f"`{name}` has no effect with `spec`, which defines the layers; remove one"
+        if unfit := [*own_layer_violations(values, name, name)]:
+            yield from unfit
         elif isinstance(value := values[name], int | float) and value <= 0:
             yield name, f"`{name}` must be positive, not {value}"
         else:

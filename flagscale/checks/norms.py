@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flagscale.checks.latent import MLA
+from flagscale.checks.own_layers import own_layer_violations
 from flagscale.errors import Violation
 
 POSITION, ACROSS_HEADS = NORMS = ("norm_position", "qk_layernorm_across_heads")
@@ -27,11 +28,7 @@ def norm_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     wanted = {POSITION: f"{POSITION}: {position}"} if position != PRE else {}
     wanted |= {ACROSS_HEADS: f"{ACROSS_HEADS}: true"} if values.get(ACROSS_HEADS) else {}
     for name, key in wanted.items():
-        if (layers := values.get("transformer_impl")) != "torch":
-            what = f"`{key}` needs `transformer_impl: torch`, not {layers}"
-            yield name, f"{what}: no other layers have these norms"
-        if values.get("spec"):
-            yield name, f"`{key}` has no effect with `spec`, which defines the layers; remove one"
+        yield from own_layer_violations(values, name, key)
     if position == POST:
         yield from _post_violations(values)
     if values.get(ACROSS_HEADS):

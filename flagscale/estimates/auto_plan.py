@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ from flagscale.config.schema import Runner
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import CATALOG
 from flagscale.errors import Problem, UserError
-from flagscale.estimates.chips import chip_entries, chips_of
+from flagscale.estimates.chips import chip_entries, chip_notes, chips_of
 from flagscale.estimates.elsewhere import without_files
 from flagscale.estimates.job import checked_job, on_chip
 from flagscale.estimates.pools import Division, divisions
@@ -102,6 +103,8 @@ def auto_plan(request: Request, chip: str) -> Chosen:
             where = source_map.where("experiment.runner.per_node_task")
             raise UserError([Problem(what, where, "plan for one host: nnodes=1")])
         chips = chips_of(experiment, named, chip_entries(experiment), chip, source_map)
+        for notice in chip_notes(experiment, named, chip):
+            print(f"note: {notice}", file=sys.stderr)
         one_rank = _on_one_rank(config, experiment.task.type, named[0].platform)
         checked = checked_job(one_rank, source_map)
         values = checked.job.arguments

@@ -68,6 +68,18 @@ def chips_of(
     return tuple(_chip(name, entries[name], host) for name, host in zip(names, hosts, strict=True))
 
 
+def chip_notes(experiment: Experiment, hosts: Sequence[Host], asked: str) -> list[str]:
+    """Return that the command's `chip=` stands for hosts of which the hostfile says something else."""
+    entries = chip_entries(experiment)
+    wanted = spelling(asked, entries)
+    named = dict.fromkeys(_name(experiment, host) for host in hosts) if asked else {}
+    others = [name for name in named if name != asked and spelling(name, entries) != wanted]
+    if not others or not experiment.runner.hostfile:
+        return []
+    types = " and ".join(f"type={name}" for name in others)
+    return [f"all hosts are estimated as {wanted or asked} (chip=), not by {types} of the hostfile"]
+
+
 def _chip(name: str, entry: Entry, host: Host) -> Chip:
     assert not isinstance(entry, str), "names are followed"
     chip = chip_of(name, entry)

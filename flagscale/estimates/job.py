@@ -14,7 +14,7 @@ from flagscale.config.command import Request
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import UserError
-from flagscale.estimates.chips import ChipUnknown, chip_entries, chips_of
+from flagscale.estimates.chips import ChipUnknown, chip_entries, chip_notes, chips_of
 from flagscale.estimates.elsewhere import without_files
 from flagscale.estimates.text import estimate_line, warning_text
 from flagscale.estimates.training import refuse_other_engines, refusing, training_for
@@ -33,7 +33,8 @@ def estimate_of(request: Request, chip: str) -> tuple[Job, Estimate]:
     """
     with platforms.any_platform():
         checked = checked_job(on_chip(request.config, chip), request.source_map)
-        for notice in (*checked.notices, *checked.job.notices, *batch_notes(checked.job)):
+        of_chip = chip_notes(checked.experiment, checked.job.hosts, chip)
+        for notice in (*checked.notices, *checked.job.notices, *batch_notes(checked.job), *of_chip):
             print(f"note: {notice}", file=sys.stderr)
         return checked.job, _estimate(checked.job, checked.experiment, chip, request.source_map)
 

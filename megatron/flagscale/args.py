@@ -17,11 +17,11 @@ from flagscale.formats import option_of
 from megatron.flagscale.checkpoint.huggingface import add_conversion_args
 from megatron.flagscale.checkpoint.retention import add_retention_args
 from megatron.flagscale.chips import HOST_BACKEND, chip
-from megatron.flagscale.gemma_arguments import add_gemma_args
 from megatron.flagscale.group_routing import add_routing_args
+from megatron.flagscale.layers.gemma_arguments import add_gemma_args
+from megatron.flagscale.layers.norm_arguments import add_norm_args
 from megatron.flagscale.lora.arguments import add_lora_args
 from megatron.flagscale.metrics.tracking import add_tracking_args
-from megatron.flagscale.norm_arguments import add_norm_args
 from megatron.flagscale.patching import Patch
 from megatron.flagscale.schedule import add_schedule_args
 from megatron.flagscale.sft.arguments import add_mask_args

@@ -108,7 +108,7 @@ def adapt(model_config: Any, args: Any) -> None:
 
         draw_by_name(model_config, args.seed)
     if args.transformer_impl == "torch" and args.spec is None:
-        from megatron.flagscale.gemma_arguments import set_gemma_layers
+        from megatron.flagscale.layers.gemma_arguments import set_gemma_layers
         from megatron.flagscale.layers.spec import layer_spec
 
         model_config.transformer_layer_spec = layer_spec

@@ -17,7 +17,10 @@ from flagscale_testing.ranks.layouts import TP2
 from megatron.flagscale.convert.adapter_conversion import export_adapter
 from megatron.flagscale.convert.torch_dist_reader import StoredTensors
 
-pytestmark = pytest.mark.timeout(900)  # the first test of each case waits for its trainings
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),  # the first test of each case waits for its trainings
+]
 Models = Callable[[str], Path]
 STEPS = 2
 LAYOUTS = {"Qwen2, 2.5": TP2, "Mixtral": f"{TP2} --sequence-parallel"}
@@ -76,11 +79,7 @@ def _train(name: str, model: Path, folder: Path) -> Trained:
     return Trained(folder, curves, tokens)
 
 
-def cases() -> list[object]:
-    return [pytest.param(name, marks=pytest.mark.slow if name == "Mixtral" else ()) for name in LAYOUTS]
-
-
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_adapters_are_the_same_as_on_the_converted_checkpoint(
     name: str, trained: Callable[[str], Trained]
 ) -> None:
@@ -94,7 +93,7 @@ def test_adapters_are_the_same_as_on_the_converted_checkpoint(
     assert found.base("from_hf") == found.base("from_megatron")
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_two_ranks_and_a_later_start_share_one_conversion(
     name: str, trained: Callable[[str], Trained]
 ) -> None:
@@ -106,7 +105,7 @@ def test_two_ranks_and_a_later_start_share_one_conversion(
     assert "flagscale: converted 0.00 of 0.00 GB" in outputs["from_hf"]
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_peft_computes_the_trained_model(
     name: str, models: Models, trained: Callable[[str], Trained], tmp_path: Path
 ) -> None:
@@ -126,7 +125,6 @@ def test_peft_computes_the_trained_model(
     assert (plain - expected).abs().max() > 1e-2 * largest
 
 
-@pytest.mark.slow
 def test_a_training_of_all_weights_starts_from_the_folder_and_then_continues(
     models: Models, tmp_path: Path
 ) -> None:

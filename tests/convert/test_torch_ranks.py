@@ -24,7 +24,7 @@ from flagscale_testing.ranks.forked import Run, run_all
 from flagscale_testing.ranks.layouts import MODELS, PP2, TP2
 from megatron.flagscale.convert.convert import convert
 
-pytestmark = pytest.mark.timeout(900)  # one run of all ranks serves every test
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # one run of all ranks serves every test
 
 INTERLEAVED = f"{PP2} --num-virtual-stages-per-pipeline-rank 2"
 SPLIT = "--sequence-parallel --expert-tensor-parallel-size"
@@ -39,8 +39,6 @@ LAYOUTS = {
     "EP2": ("Mixtral", 2, EP2),
     "EP2, experts in TP2": ("Mixtral", 4, f"{TP2} {EP2} {SPLIT} 2"),
     "TP2 PP2 EP2, whole experts": ("Mixtral", 4, f"{TP2} {PP2} {EP2} {SPLIT} 1"),
-}
-SLOW = {
     "all biases, TP2": ("Llama, biases", 2, TP2),
     "stacked experts, TP2 EP2": ("gpt-oss", 2, f"{TP2} {EP2} {SPLIT} 1"),
     "latent attention, TP2": ("DeepSeek-V2-Lite", 2, f"{TP2} {SPLIT} 1"),
@@ -51,15 +49,12 @@ SAVED = f"iter_{0:07d}"
 
 
 @pytest.fixture(scope="module")
-def saved(
-    request: pytest.FixtureRequest, models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def saved(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Let the engine load each model in its layout, and save it in the `torch` format; also train some."""
     folder: Path = tmp_path_factory.mktemp("ranks")
     sizes = f"--seq-length {LENGTH} --micro-batch-size 2 --global-batch-size 4 --train-iters 1 --lr 0"
     runs = []
-    slow = SLOW if request.config.getoption("--slow") else {}
-    for name, (model, ranks, layout) in {**LAYOUTS, **slow}.items():
+    for name, (model, ranks, layout) in LAYOUTS.items():
         source = models(model) / "megatron"
         argv = (*task_argv(source, CASES[model]), *shlex.split(f"{layout} {sizes} --mock-data"))
         to = ("--ckpt-convert-format", "torch", "--ckpt-convert-save", str(folder / name))
@@ -74,12 +69,12 @@ def saved(
     return folder
 
 
-@pytest.mark.parametrize("name", [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_the_ranks_of_every_layout_are_joined(
     name: str, saved: Path, models: Callable[[str], Path], tmp_path: Path
 ) -> None:
     convert(saved / name / "torch", tmp_path / "hf")
-    assert same(tmp_path / "hf", models({**LAYOUTS, **SLOW}[name][0]) / "hf")
+    assert same(tmp_path / "hf", models(LAYOUTS[name][0]) / "hf")
 
 
 @pytest.mark.parametrize("name", TRAINED)

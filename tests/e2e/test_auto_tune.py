@@ -80,6 +80,7 @@ def of_trial(files: TunerDir, number: int) -> set[psutil.Process]:
     return processes.of_run(plan.run_id) if plan else set()
 
 
+@pytest.mark.slow
 def test_a_killed_tuner_is_continued_and_another_command_stops_it(
     fake: Callable[..., Experiment], decoy: psutil.Process
 ) -> None:

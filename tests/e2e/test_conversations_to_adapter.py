@@ -23,7 +23,7 @@ from tests.e2e.test_serve import ROOT, has_vllm
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
 ]
 PAGE = ROOT / "docs" / "instruction_tuning.md"
 HEADING = "## From a folder of conversations to a served adapter in four commands"

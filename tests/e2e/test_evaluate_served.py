@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
     pytest.mark.skipif(not find_spec("lm_eval"), reason="lm_eval is not installed: flagscale[evaluate]"),
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
 ]
 
 

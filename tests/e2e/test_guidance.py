@@ -26,8 +26,9 @@ from tests.e2e.test_serve import has_vllm
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(3600),
 ]
 TEXT, NEGATIVE = "def main(", "Bad answer"
 CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "What is the time?"}]
@@ -186,7 +187,7 @@ def test_wrong_requests_are_refused_and_the_server_goes_on(url: str) -> None:
     assert tokens(post(url, "completions", prompt=TEXT, **ANSWER, **GUIDED))
 
 
-@pytest.mark.parametrize("clients", [30, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("clients", [200])
 def test_nothing_is_left_of_clients_that_disconnect(url: str, clients: int) -> None:
     asyncio.run(leave(url, clients))
 
@@ -226,7 +227,6 @@ async def leave(url: str, clients: int) -> None:
             await asyncio.gather(*(one(client, *plan) for plan in plans[start : start + 30]))
 
 
-@pytest.mark.slow  # two engines of their own
 def test_two_data_parallel_engines_answer_as_transformers(folder: Path) -> None:
     prompts = [f"{TEXT}{number}" for number in range(8)]
     cases = [Case(plain(text), plain(NEGATIVE), 3.0) for text in prompts]
@@ -246,7 +246,6 @@ def engines_that_answered(url: str) -> set[str]:
     return {found[1] for line in counts if not line.endswith(" 0.0") and (found := ENGINE.search(line))}
 
 
-@pytest.mark.slow  # an engine of its own; the unit tests cover what a batch does around it
 def test_a_batch_answers_as_transformers(folder: Path) -> None:
     lines: list[dict[str, Any]] = [
         {"prompt": TEXT},

@@ -91,6 +91,7 @@ def test_a_background_job_can_be_watched_stopped_and_resumed_but_not_started_twi
     assert [record["iteration"] for record in job.metrics()] == list(range(1, saved + 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "victim", ["rank", *(pytest.param(name, marks=pytest.mark.slow) for name in ("torchrun", "supervisor"))]
 )
@@ -127,6 +128,7 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_traceback_of_the_first_failing_rank_is_shown(make_experiment: Make, tmp_path: Path) -> None:
     program = tmp_path / "fails on rank 1.py"
     program.write_text(

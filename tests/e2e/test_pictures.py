@@ -22,7 +22,7 @@ from tests.e2e.test_serve import has_vllm
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "examples/llava_onevision/conf"
 QUESTION = "How many circles are there?"
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def python(*words: object, cwd: Path) -> str:
@@ -62,7 +62,6 @@ def test_a_small_model_is_trained_and_converted(trained: Path) -> None:
     assert {"config.json", "chat_template.jinja", "preprocessor_config.json", "tokenizer.json"} <= names
 
 
-@pytest.mark.slow
 def test_the_converted_model_computes_the_same_logits(trained: Path) -> None:
     folders = ("--load", trained / "run/checkpoints", "--save", trained / "again")
     # It writes nothing if they differ.
@@ -141,7 +140,6 @@ CASES = {
 """The widths and heights of the pictures of a question."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiles", "square"])
 def test_served_answers_are_those_of_transformers(served: Served, name: str) -> None:
     import openai
@@ -211,7 +209,6 @@ def _media(kind: str, pictures: list[Any]) -> dict[str, Any]:
     return {"videos": [np.stack([np.asarray(frame) for frame in frames])]}
 
 
-@pytest.mark.slow
 def test_a_picture_is_asked_about_from_a_file(served: Served, trained: Path) -> None:
     file = trained / "data/pictures/000000.png"
     python("tools/ask.py", QUESTION, "--image", file, "--url", served.urls["tiles"], cwd=trained)
@@ -222,7 +219,6 @@ def test_a_picture_is_asked_about_from_a_file(served: Served, trained: Path) -> 
     assert done.stderr.startswith("error: the server refused the request: ")
 
 
-@pytest.mark.slow
 def test_a_batch_asks_about_files_beside_its_prompts(trained: Path) -> None:
     if not has_vllm():
         pytest.skip("vLLM is not installed (make test installs it)")

@@ -229,6 +229,7 @@ def test_two_instances_answer_at_one_address_while_they_die_in_turn(
     assert not run.processes()
 
 
+@pytest.mark.slow
 def test_the_error_of_the_engine_and_a_port_in_use_are_reported(
     make_run: Callable[..., Run], model: Path
 ) -> None:
@@ -245,6 +246,7 @@ def test_the_error_of_the_engine_and_a_port_in_use_are_reported(
     assert f"port {port} is in use" in taken.stderr
 
 
+@pytest.mark.slow
 def test_a_greedy_batch_generates_the_tokens_of_transformers(
     make_run: Callable[..., Run], model: Path, tmp_path: Path
 ) -> None:

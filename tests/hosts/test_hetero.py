@@ -15,7 +15,7 @@ from tests.hosts.test_training import LOCAL
 
 STEPS = 6
 MESHES = "[{type:cpu,tp:2,layers:[1]},{type:cpu,dp:2,layers:[1]}]"
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ import pytest
 from tests.e2e.test_serve import has_vllm
 from tests.outside.conftest import Installed
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """
 experiment:
   exp_name: toy

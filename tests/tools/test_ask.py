@@ -97,6 +97,7 @@ def test_the_answer_follows_the_prompt(url: str) -> None:
     assert (done.returncode, done.stdout) == (0, "hello aquila 7\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_guidance_is_passed_on_and_checked(url: str) -> None:
     guided = ("--guidance-scale", "2.5", "--negative-prompt", "worse")
     done = ask("hello", "--url", url, *guided, VLLM_API_KEY="key")
@@ -173,6 +174,7 @@ def test_a_picture_is_drawn_into_a_file(url: str, tmp_path: Path) -> None:
     assert json.loads(file.read_bytes()) == {"prompt": "a cat", "model": "aquila", **fields}
 
 
+@pytest.mark.slow
 def test_what_a_picture_cannot_be_asked_with_is_reported(url: str, tmp_path: Path) -> None:
     words = ("--chat", "--max-tokens", "3", "--draw", str(tmp_path / "absent/a.png"))
     words += ("--guidance-scale", "nan", "--negative-prompt", "")

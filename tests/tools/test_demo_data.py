@@ -6,12 +6,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from flagscale.checks import indexed
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = "torch", "transformers", "tokenizers", "numpy", "pyarrow", "rich"
 
 
+@pytest.mark.slow
 def test_demo_data_is_prepared_from_a_folder_and_reused(
     tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

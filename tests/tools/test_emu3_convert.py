@@ -278,6 +278,7 @@ def test_at_most_a_piece_of_a_tensor_is_in_memory(
     assert (max(counted), sum(counted)) == (1000, made.bytes)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_wrote_and_what_it_did_not_read(
     original: Original, tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -98,6 +98,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_the_demo_asks_what_its_pictures_show(demo: Path) -> None:
     written = json.loads((demo / "conversations.json").read_text())
     kinds = Counter(one["id"].partition("-")[0] for one in written)

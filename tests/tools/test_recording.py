@@ -37,6 +37,7 @@ def test_data_of_another_tool_gets_facts(prefix: Path, tokenizer: Path, tool: Ca
     assert known["sample"]["text"] == "def number_0(): return 0\n"
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_was_saved_again_is_confirmed(
     prefix: Path, tokenizer: Path, tmp_path: Path, tool: Callable[..., object]
 ) -> None:

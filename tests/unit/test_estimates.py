@@ -262,6 +262,14 @@ def test_one_chip_for_all_hosts(estimate: Estimate) -> None:
     assert {one["chip"] for one in tree_of(estimate, *MESHES, chip="b200")["stages"]} == {"B200"}
 
 
+def test_a_chip_for_all_hosts_is_noted_where_the_hostfile_names_others(estimate: Estimate) -> None:
+    note = "note: all hosts are estimated as H100 (chip=), not by type=Ascend910B of the hostfile\n"
+    assert note in estimate(*MESHES, chip="h100")[2]
+    assert "note: all hosts are estimated" not in estimate(*MESHES, chip="")[2]
+    assert "note: all hosts are estimated" not in estimate(chip="B200")[2]
+    assert note in estimate(*MESHES[2:], "plan=auto", chip="H100")[2]
+
+
 def test_a_sweep_compares_chips(estimate: Estimate) -> None:
     code, out, err = estimate("--multirun", "chip=H100,B200", "output=json", chip="")
     assert code == 0, err

@@ -46,6 +46,7 @@ def test_a_link_to_the_same_folder_is_the_same_folder(
     assert main([*words, "-m", "experiment.exp_dir=out,link", "action=query"]) == 3
 
 
+@pytest.mark.slow
 def test_the_advice_works_for_every_action(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, *SWEEP]) == 2
     advice = re.search(r"all later actions: (.*)", capsys.readouterr().err)

@@ -138,6 +138,7 @@ def test_programs_are_found_among_the_installed_packages(
     assert (done.returncode, hint in done.stderr) == (2 if hint else 0, True), done.stderr
 
 
+@pytest.mark.slow
 def test_the_tools_prepare_data(installed: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()

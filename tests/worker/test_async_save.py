@@ -101,6 +101,7 @@ def losses(folder: Path) -> dict[int, float]:
     return {line["iteration"]: line["lm_loss"] for line in read_metrics(folder / "metrics.jsonl")}
 
 
+@pytest.mark.slow
 def test_training_continues_while_files_are_written(slow: Path) -> None:
     output = (slow / "output").read_text()
     assert output.index("iteration 3/6 | loss") < output.index(SAVED)

@@ -78,6 +78,7 @@ def test_a_killed_rank_is_reported_with_its_signal(tmp_path: Path) -> None:
     assert (failure["rank"], failure["signal"], failure["exitcode"]) == (1, "SIGKILL", -9)
 
 
+@pytest.mark.slow
 def test_a_rank_killed_by_a_signal_without_a_name_is_reported(tmp_path: Path) -> None:
     code, failure, output = run_worker(
         tmp_path, "os.kill(os.getpid(), signal.SIGRTMIN + 1) if rank == 1 else time.sleep(60)"
@@ -88,6 +89,7 @@ def test_a_rank_killed_by_a_signal_without_a_name_is_reported(tmp_path: Path) ->
     assert (failure["rank"], failure["signal"], failure["exitcode"]) == (1, f"signal {number}", -number)
 
 
+@pytest.mark.slow
 def test_a_rank_that_ignores_sigterm_is_not_reported_as_the_cause(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     ignores = f"(signal.signal(15, signal.SIG_IGN), open({str(ready)!r}, 'w'), time.sleep(60))"
@@ -183,6 +185,7 @@ def test_a_users_mistake_is_reported_in_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in ended.output
 
 
+@pytest.mark.slow
 def test_features_not_supported_on_cpu_are_refused_at_once(tmp_path: Path) -> None:
     asked = [
         "--distributed-backend",
@@ -202,6 +205,7 @@ def test_features_not_supported_on_cpu_are_refused_at_once(tmp_path: Path) -> No
     assert "`transformer_impl: transformer_engine` is not supported on CPU" in ended.output
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
     """A file size limit stands in for a full disk."""
     saved = tmp_path / "checkpoints"

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from flagscale.checks.gemma import SETTINGS
-from megatron.flagscale.gemma_arguments import set_gemma_layers
+from megatron.flagscale.layers.gemma_arguments import set_gemma_layers
 from megatron.flagscale.layers.window_rotary import window_base
 
 

@@ -114,28 +114,14 @@ CONTINUED = (
 )
 
 
-SLOW = (
-    "one process as meshes",
-    "meshes as the same meshes",
-    "meshes as interleaved ones",
-    "interleaved meshes as one process",
-    "experts as the same meshes",
-    "experts as expert parallel",
-    "sharded experts as other meshes",
-    "sharded experts as one process",
-)
-
-
 @pytest.fixture(scope="module")
-def continued(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
+def continued(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
     folder: Path = tmp_path_factory.mktemp("checkpoints")
-    slow = request.config.getoption("--slow")
-    chosen = [(saved, layout) for saved, layout in CONTINUED if slow or layout.name not in SLOW]
     runs: list[Run] = []
-    for saved in dict.fromkeys(saved for saved, _ in chosen):
+    for saved in dict.fromkeys(saved for saved, _ in CONTINUED):
         layout = SAVED[saved]
         runs.append(_run(layout, "--save", f"{folder}/{saved}", "--save-interval", str(SAVED_AT)))
-    for saved, layout in chosen:
+    for saved, layout in CONTINUED:
         runs.append(_run(layout, "--load", f"{folder}/{saved}", "--ckpt-step", str(SAVED_AT)))
     return run_all(runs, folder / "runs")
 
@@ -146,13 +132,8 @@ def _run(layout: Layout, *more: str) -> Run:
     return replace(run, argv=(*run.argv, "--vocab-file", os.devnull, *more))
 
 
-@pytest.mark.parametrize(
-    ("saved", "layout"),
-    [
-        pytest.param(*one, id=one[1].name, marks=pytest.mark.slow if one[1].name in SLOW else ())
-        for one in CONTINUED
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("saved", "layout"), CONTINUED, ids=lambda value: getattr(value, "name", ""))
 def test_another_layout_continues_from_a_checkpoint(
     saved: str, layout: Layout, continued: dict[str, Curve]
 ) -> None:

@@ -79,6 +79,7 @@ print(os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "given", "expected"),
     [

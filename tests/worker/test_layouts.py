@@ -18,22 +18,25 @@ from flagscale_testing.ranks.training import read_metrics
 pytestmark = pytest.mark.timeout(900)  # the first test of each fixture waits for all its trainings
 STEPS = 6
 SAVED_AT = 3
-NAMES = (
+FAST = (
     "llama: TP2 SP CP2",
+    "gpt: TP2 SP PP2 distributed optimizer",
+    "moe: EP2 TP2 SP, ETP1",
+    "packed: CP2",
+    "deepseek: EP2 PP2 interleaved",
+)
+NAMES = (
+    *FAST,
     "llama: CP2, another type in each layer",
     "llama: PP2 interleaved",
     "llama, 8 layers: PP4 interleaved, sends not overlapped",
-    "gpt: TP2 SP PP2 distributed optimizer",
-    "moe: EP2 TP2 SP, ETP1",
     "moe: EP2 TP2 SP, ETP2, alltoall dispatch, grouped",
     "sinks: EP2 TP2 SP, ETP1",
     "packed: Megatron's local layers, masks in memory",
-    "packed: CP2",
     "packed: PP4, documents masked on middle stages",
     "olmo: TP2 SP PP2 distributed optimizer",
     "gemma: TP2 SP CP2",
     "mtp, per token: CP2",
-    "deepseek: EP2 PP2 interleaved",
 )
 CHOSEN = {layout.name: layout for layout in LAYOUTS if layout.name in NAMES}
 APART = Layout("deepseek: loss apart", "deepseek", 2, f"{PP2} {CUT} Ettttm|L")
@@ -47,11 +50,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def differences(folder: Path) -> dict[str, Difference]:
-    return compare([*CHOSEN.values(), APART, BY_RANK], folder, STEPS)
+def differences(folder: Path, request: pytest.FixtureRequest) -> dict[str, Difference]:
+    names = NAMES if request.config.getoption("--slow") else FAST
+    return compare([*(CHOSEN[name] for name in names), APART, BY_RANK], folder, STEPS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_a_layout_computes_the_same_as_one_process(name: str, differences: dict[str, Difference]) -> None:
     found = differences[name]
     assert found.is_small(CHOSEN[name].model), found
@@ -119,34 +125,18 @@ CONTINUED = (
 )
 
 
-SLOW = (
-    "llama as CP2",
-    "moe as EP2 PP2",
-    "mla experts as EP2 CP2",
-    "mla experts as TP2 SP PP2",
-    "deepseek saved as TP2 SP EP2",
-    "deepseek saved as EP2 PP2",
-    "mtp, tied saved as PP4",
-    "mtp, tied as PP2 TP2 SP",
-    "deepseek as PP2 interleaved",
-    "deepseek as EP2 CP2",
-    "olmo saved as TP2 SP PP2",
-    "olmo as one",
-    "deepseek as one, evaluated",
-)
+QUICK = ("llama as DP2", "moe as EP2", "deepseek as one")
 
 
 @pytest.fixture(scope="module")
 def continued(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
     folder: Path = tmp_path_factory.mktemp("checkpoints")
     runs: list[Run] = []
-    for saved, layout in SAVED.items():
-        if layout.name in SLOW and not request.config.getoption("--slow"):
-            continue
-        runs.append(_run(layout, "--save", f"{folder}/{saved}", "--save-interval", str(SAVED_AT)))
-    for saved, layout in CONTINUED:
-        if layout.name in SLOW and not request.config.getoption("--slow"):
-            continue
+    is_slow = request.config.getoption("--slow")
+    chosen = [(saved, layout) for saved, layout in CONTINUED if is_slow or layout.name in QUICK]
+    for saved in dict.fromkeys(saved for saved, _ in chosen):
+        runs.append(_run(SAVED[saved], "--save", f"{folder}/{saved}", "--save-interval", str(SAVED_AT)))
+    for saved, layout in chosen:
         runs.append(_run(layout, "--load", f"{folder}/{saved}", "--ckpt-step", str(SAVED_AT)))
     return run_all(runs, folder / "runs")
 
@@ -158,7 +148,7 @@ def _run(layout: Layout, *more: str) -> Run:
 
 @pytest.mark.parametrize(
     ("saved", "layout"),
-    [pytest.param(*one, marks=pytest.mark.slow if one[1].name in SLOW else ()) for one in CONTINUED],
+    [pytest.param(*one, marks=() if one[1].name in QUICK else pytest.mark.slow) for one in CONTINUED],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_another_layout_continues_from_a_checkpoint(

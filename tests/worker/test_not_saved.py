@@ -44,6 +44,7 @@ def test_state_that_is_not_saved_is_loaded(tmp_path: Path) -> None:
             assert curves[name + left_out].losses == whole.losses
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_the_state_of_the_optimizer_says_how_to_continue(tmp_path: Path) -> None:
     short = ("--num-layers", "1", "--no-save-optim", "--override-opt_param-scheduler")
     argv = (*MODEL, *MOCK_DATA, *saving(tmp_path / "checkpoints"), *short)

@@ -22,7 +22,10 @@ from flagscale.errors import UserError
 from flagscale_testing.ranks.forked import Run, read_curve, run_all
 from flagscale_testing.ranks.layouts import PP2, Layout
 
-pytestmark = pytest.mark.timeout(900)  # the first test of a fixture waits for all its trainings
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),  # the first test of a fixture waits for all its trainings
+]
 STEPS, MICRO_BATCHES = 2, 4
 # Evaluate between the steps, with more micro-batches than a step has.
 EVALUATED = "--eval-iters 1 --eval-interval 1 --eval-global-batch-size 12"
@@ -81,17 +84,11 @@ REFINED: dict[str, tuple[str, list[list[str]]]] = {
 NEEDED = {degree: {"off", *(kind for row in asked for kind in row)} for degree, (_, asked) in REFINED.items()}
 
 
-SLOW = "pp2"
-"""What the interleaved pipeline shows too."""
-SOME = [pytest.param(degree, marks=pytest.mark.slow if degree == SLOW else ()) for degree in REFINED]
-
-
 @pytest.fixture(scope="module")
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train every degree with each kind of recompute everywhere, and with the lists."""
-    degrees = [degree for degree in REFINED if request.config.getoption("--slow") or degree != SLOW]
-    runs = [run(degree, kind, KINDS[kind]) for degree in degrees for kind in sorted(NEEDED[degree])] + [
-        run(degree, "lists", f"{full('uniform', 1)} {REFINED[degree][0]}") for degree in degrees
+    runs = [run(degree, kind, KINDS[kind]) for degree in REFINED for kind in sorted(NEEDED[degree])] + [
+        run(degree, "lists", f"{full('uniform', 1)} {REFINED[degree][0]}") for degree in REFINED
     ]
     where: Path = tmp_path_factory.mktemp("recompute")
     curves = run_all(runs, where)
@@ -119,7 +116,7 @@ def forwards(where: Path) -> dict[tuple[int, int], list[dict[str, Any]]]:
     return found
 
 
-@pytest.mark.parametrize("degree", SOME)
+@pytest.mark.parametrize("degree", REFINED)
 def test_every_micro_batch_keeps_the_bytes_of_its_recompute_setting(degree: str, folder: Path) -> None:
     asked = REFINED[degree][1]
     costs = {kind: forwards(folder / f"{degree} {kind}") for kind in NEEDED[degree]}
@@ -134,14 +131,14 @@ def test_every_micro_batch_keeps_the_bytes_of_its_recompute_setting(degree: str,
         assert len({one[at][0]["bytes"] for one in costs.values()}) == len(costs), "the kinds differ"
 
 
-@pytest.mark.parametrize("degree", SOME)
+@pytest.mark.parametrize("degree", REFINED)
 def test_recompute_does_not_change_the_loss(degree: str, folder: Path) -> None:
     plain, refined = read_curve(folder / f"{degree} off"), read_curve(folder / f"{degree} lists")
     assert len(plain.losses) == STEPS
     assert refined == plain
 
 
-@pytest.mark.parametrize("degree", SOME)
+@pytest.mark.parametrize("degree", REFINED)
 def test_other_modules_do_not_see_the_settings_of_a_block(degree: str, folder: Path) -> None:
     seen = [line for lines in forwards(folder / f"{degree} lists").values() for line in lines]
     assert {tuple(line["shared"]) for line in seen} == {("full", "uniform", 1)}

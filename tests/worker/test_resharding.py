@@ -18,7 +18,10 @@ from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import MODELS, PP2, TP2
 from megatron.flagscale.checkpoint.optimizer_state import is_rounded, positions_without_padding
 
-pytestmark = pytest.mark.timeout(900)  # the first test of a fixture waits for all its trainings
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),  # the first test of a fixture waits for all its trainings
+]
 STEPS = 4
 SAVED_AT = 2
 ZERO = "--use-distributed-optimizer"
@@ -39,13 +42,9 @@ SAVED = {
     "EP2 bf16, whole states": ("moe", 2, f"{EP2} --bf16"),
     "experts of one process, bf16": ("moe", 1, "--bf16"),
 }
-# `test_layouts.py` has the kinds of the others, with the distributed optimizer, too.
-QUICK = (
+CONTINUED = (
     ("TP2 PP2", 2, f"{INTERLEAVED} {ZERO}"),
     ("padded TP2", 1, f"{ZERO} --make-vocab-size-divisible-by 400"),
-)
-CONTINUED = (
-    *QUICK,
     ("TP2 PP2", 1, ZERO),
     ("TP2 PP2", 2, f"{ZERO} {OVERLAP}"),
     ("TP2 PP2", 2, f"{TP2} {ZERO}"),
@@ -69,12 +68,8 @@ def mix_up_states() -> None:
     DistributedOptimizer.sharded_param_state_fully_reshardable = patched.__wrapped__
 
 
-def is_slow(saved: str) -> bool:
-    return saved not in [name for name, *_ in QUICK]
-
-
 @pytest.fixture(scope="module")
-def curves(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
+def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
     """Run each saved layout to its end, then all runs that continue from its middle."""
     folder: Path = tmp_path_factory.mktemp("resharding")
 
@@ -88,12 +83,10 @@ def curves(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     runs = [
         run(name, model, ranks, options, f"--save '{folder / 'saved' / name}' --save-interval {SAVED_AT}")
         for name, (model, ranks, options) in SAVED.items()
-        if request.config.getoption("--slow") or not is_slow(name)
     ]
     runs += [
         run(f"{saved} as {ranks} {options}", SAVED[saved][0], ranks, options, load(saved))
         for saved, ranks, options in CONTINUED
-        if request.config.getoption("--slow") or (saved, ranks, options) in QUICK
     ]
     runs.append(run(OTHER_PADDING, "llama", 1, ZERO, PADDED, load("padded TP2")))
     mixed_up = folder / "saved" / MIXED_UP
@@ -105,10 +98,7 @@ def curves(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return run_all(runs, folder / "runs")
 
 
-@pytest.mark.parametrize(
-    ("saved", "ranks", "options"),
-    [pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow) for one in CONTINUED],
-)
+@pytest.mark.parametrize(("saved", "ranks", "options"), CONTINUED)
 def test_another_layout_continues(saved: str, ranks: int, options: str, curves: dict[str, Curve]) -> None:
     whole, rest = curves[saved], curves[f"{saved} as {ranks} {options}"]
     assert not whole.error + rest.error

@@ -11,6 +11,8 @@ from flagscale.run.manifest import candidates
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.training import MOCK_DATA
 
+pytestmark = pytest.mark.slow
+
 MODEL = (
     *("--num-layers", "1", "--hidden-size", "32", "--num-attention-heads", "2", "--seq-length", "16"),
     *("--max-position-embeddings", "16", "--micro-batch-size", "1", "--global-batch-size", "2"),

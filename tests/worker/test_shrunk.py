@@ -195,6 +195,7 @@ def slow_curves(folder: Path, conversations: Mapping[str, Any]) -> dict[str, Cur
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # twenty trainings, one after another, count for the first of them
 @pytest.mark.parametrize("example", [name for name in TRAINED if name != FAST and name not in TUNED])
 def test_every_other_example_learns(example: str, slow_curves: dict[str, Curve]) -> None:
     assert problem_of(slow_curves[example]) == ""

@@ -98,6 +98,7 @@ print(json.dumps({**found, "later": libraries.HuggingFaceTokenizer.__name__}))
 """
 
 
+@pytest.mark.slow
 def test_a_rank_imports_transformers_only_for_a_tokenizer_that_needs_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _PROGRAM, *MODEL, *MOCK_DATA, "--train-iters", "1"]
     done = subprocess.run(

@@ -22,7 +22,10 @@ from flagscale_testing.ranks.layouts import MODELS, PP2, TP2
 from megatron.flagscale.checkpoint.choice import choose
 from megatron.flagscale.checkpoint.torch_format import check_names, first_file
 
-pytestmark = pytest.mark.timeout(900)  # the first test of a fixture waits for all its trainings
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),  # the first test of a fixture waits for all its trainings
+]
 STEPS, SAVED_AT = 4, 2
 OLD, ZERO, EP2 = "--ckpt-format torch", "--use-distributed-optimizer", "--expert-model-parallel-size 2"
 SPLIT_EXPERTS = f"{EP2} {TP2} --sequence-parallel --expert-tensor-parallel-size 1"

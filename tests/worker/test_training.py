@@ -105,6 +105,7 @@ def test_another_layout_continues_the_run(
     assert curve.losses == SAME([expected[i] for i in range(4, TRAIN_ITERS + 1)], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_finished_run_ends_at_once(copy_of_base: Callable[[], Path], corpus: list[str], base: Base) -> None:
     folder = copy_of_base()
     ended = train(folder, 1, *corpus, *saving(folder / "checkpoints"))

@@ -92,13 +92,8 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
 }
 
 
-QUICK = ("one", "tp2 pp2", "meshes")
-
-
-@pytest.mark.parametrize(
-    "layout",
-    [layout if layout in QUICK else pytest.param(layout, marks=pytest.mark.slow) for layout in LAYOUTS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_set_is_evaluated_as_if_alone_in_every_layout(
     layout: str, data: tuple[str, ...], alone: dict[tuple[str, int], float], tmp_path: Path
 ) -> None:
@@ -154,6 +149,7 @@ def test_sets_of_a_file_have_default_names_and_the_number_of_given_names_must_fi
     )
 
 
+@pytest.mark.slow
 def test_one_whole_set_is_evaluated_on_ranks_without_data(
     data: tuple[str, ...], alone: dict[tuple[str, int], float], tmp_path: Path
 ) -> None:

@@ -22,7 +22,10 @@ from flagscale_testing.ranks.training import read_metrics
 from megatron.flagscale.vision.arguments import add_arguments
 from megatron.flagscale.vision.flops import tile_flops
 
-pytestmark = pytest.mark.timeout(900)  # the first test of each fixture waits for all its trainings
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),  # the first test of each fixture waits for all its trainings
+]
 STEPS = 4
 SAVED_AT = 2
 NAMES = (
@@ -52,8 +55,6 @@ SAVED = Layout("saved as PP2", "onevision", 2, f"{PP2} --use-distributed-optimiz
 CONTINUED = Layout("continued as CP2", "onevision", 2, f"{CP2} --use-distributed-optimizer")
 FROZEN = Layout("the language model is frozen", "onevision, frozen language model", 1, "")
 THAWED = Layout("it is trained again", "onevision", 1, "")
-SLOW = (THAWED, BLIND)
-"""Only with `--slow`: a refusal that tests of the launcher show too, and whether a mutation is noticed."""
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def curves(folder: Path, request: pytest.FixtureRequest) -> dict[str, Curve]:
+def curves(folder: Path) -> dict[str, Curve]:
     of_other = ("--pretrained-checkpoint", f"{folder}/saved")
     runs = [
         _run(SAVED, "--save", f"{folder}/saved", "--save-interval", str(SAVED_AT), *EVALUATED),
@@ -72,8 +73,7 @@ def curves(folder: Path, request: pytest.FixtureRequest) -> dict[str, Curve]:
         _run(THAWED, "--load", f"{folder}/frozen"),
         replace(BLIND.run(STEPS), mutation="flagscale_testing.ranks.pictures:blind"),
     ]
-    left_out = () if request.config.getoption("--slow") else {layout.name for layout in SLOW}
-    return run_all([run for run in runs if run.name not in left_out], folder / "runs")
+    return run_all(runs, folder / "runs")
 
 
 def _run(layout: Layout, *more: str) -> Run:
@@ -148,13 +148,11 @@ def test_a_training_starts_from_the_weights_of_another(curves: dict[str, Curve])
     assert found.losses[0] < curves[SAVED.name].losses[0] - 0.2
 
 
-@pytest.mark.slow
 def test_a_part_that_was_frozen_is_not_trained_without_its_states(curves: dict[str, Curve]) -> None:
     assert "--freeze-LM: `freeze_LM` is false, but the checkpoint" in curves[THAWED.name].error
     assert "`no_load_optim: true` to continue without the optimizer's state" in curves[THAWED.name].error
 
 
-@pytest.mark.slow
 def test_the_loss_depends_on_the_pictures(curves: dict[str, Curve]) -> None:
     found = curves[BLIND.name]
     assert not found.error

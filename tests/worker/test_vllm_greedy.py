@@ -16,26 +16,18 @@ from flagscale_testing.served_greedy import (
 from flagscale_testing.shapes import odd
 from tests.worker.test_vllm_plugin import pytestmark
 
-pytestmark = [*pytestmark, pytest.mark.timeout(1800)]  # one process answers for every test
+pytestmark = [pytest.mark.slow, *pytestmark, pytest.mark.timeout(3600)]  # one process answers for every test
 
-FAST = ("Qwen3-MoE",)
 ODD = "heads of another width"
 
 
 @pytest.fixture(scope="module")
-def found(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Continuations]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Continuations]:
     every = {**all_served(CASES), ODD: odd(CASES["Llama 2"], POSITIONS)}
-    is_slow = request.config.getoption("--slow")
-    return answers(every if is_slow else all_served(FAST), tmp_path_factory.mktemp("greedy"))
+    return answers(every, tmp_path_factory.mktemp("greedy"))
 
 
-def cases() -> list[object]:
-    return [pytest.param(one, marks=() if one in FAST else pytest.mark.slow) for one in all_served(CASES)]
-
-
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", all_served(CASES))
 def test_the_greedy_tokens_are_equal(name: str, found: dict[str, Continuations]) -> None:
     assert not found[name].refusal
     assert len(found[name].vllm) == len(PROMPTS)
@@ -43,6 +35,5 @@ def test_the_greedy_tokens_are_equal(name: str, found: dict[str, Continuations])
     assert is_equal == (name not in OTHER_IN_VLLM), "remove it there if vLLM computes it now"
 
 
-@pytest.mark.slow
 def test_heads_of_other_widths_are_refused(found: dict[str, Continuations]) -> None:
     assert found[ODD].refusal.startswith("Unsupported CPU attention configuration: head_dim=20 ")

@@ -32,6 +32,7 @@ def python(*words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_committed_catalog_matches_the_installed_engine() -> None:
     assert json.loads(python("-m", "vllm_flagscale.catalog")) == json.loads(CATALOG.read_text()), (
         "run make catalog"

@@ -64,6 +64,7 @@ def keys() -> Iterator[tuple[list[Any], bool]]:
                     yield [dest, path, value], not [*broken_bounds(bounds, "", value)]
 
 
+@pytest.mark.slow
 def test_arguments_end_where_vllm_ends_them() -> None:
     cases = [(case, is_within) for case, is_within in arguments() if case[0] not in {*SET_BY_US, *NEEDS_MORE}]
     assert len(cases) > 100
