@@ -130,6 +130,18 @@ def test_a_job_that_was_cancelled_before_it_began_again_does_not_say_that_it_wil
     assert ("it is" in result.reason) == (phase is None)
 
 
+def test_ranks_that_were_stopped_because_the_jobs_program_was_killed_are_a_failure() -> None:
+    killed = record("FAILED", reason="NonZeroExitCode", exit_code="0:9")
+    result = found(KNOWN, killed, hosts("stopped", "stopped"))
+    assert (result.phase, result.reason) == (
+        "failed",
+        "the job's program was ended before it could record why",
+    )
+    asked = replace(KNOWN, stop_requested=NOW - 70)
+    assert found(asked, killed, hosts("stopped", "stopped")).phase is None
+    assert found(KNOWN, killed, hosts("finished", "finished")).phase is None
+
+
 @pytest.mark.parametrize(
     ("state", "words"),
     [

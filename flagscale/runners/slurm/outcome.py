@@ -116,12 +116,20 @@ def _over(
         )
     if all(host.ended for host in hosts) and was_cancelled and newest and newest.end in _BEGINS_AGAIN:
         return Outcome("stopped", "cancelled while it waited to begin again", hosts)
+    is_killed = record is not None and record.state == "FAILED" and known.is_ours
+    if is_killed and not was_cancelled and _only_stopped(hosts) and newest and not newest.end:
+        return Outcome("failed", "the job's program was ended before it could record why", hosts)
     if all(host.ended for host in hosts):
         # The failure of a rank says more than the exit code of the script that waited for it.
         is_expected = record is None or (record.state == "FAILED" and not record.reason.startswith("Job"))
         return Outcome(None, said or ("" if is_expected or known.stop_requested else why), hosts)
     closed = tuple(_closed(host, why or "its job is over", was_cancelled) for host in hosts)
     return Outcome(None, said or why, closed)
+
+
+def _only_stopped(hosts: tuple[HostStatus, ...]) -> bool:
+    """Return whether all hosts were stopped, and none has finished or failed by itself."""
+    return all(host.state and host.state.phase == "stopped" for host in hosts)
 
 
 def _may_be_late(record: JobRecord, hosts: tuple[HostStatus, ...], newest: Begin | None, now: float) -> bool:
