@@ -115,7 +115,7 @@ def _numbers(ranges: str, name: str) -> list[str]:
         if not matched:
             raise ValueError(f"`{name}`: `[{ranges}]` is not a range such as [1-4] or [001-004,7]")
         first, last = matched[1], matched[2] or matched[1]
-        if len(first) != len(last) and first.startswith("0"):
+        if len(first) != len(last) and first.startswith("0") and first != "0":
             raise ValueError(f"`{name}`: write both ends of {part.strip()} with the same number of digits")
         if len(last) > _DIGITS or int(last) - int(first) >= _MOST:
             raise ValueError(f"`{name}`: {part.strip()} is not a range of at most {_MOST} numbers")

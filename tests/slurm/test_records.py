@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flagscale.runners.slurm.records import host_names, parse_jobs, seconds_of
+from flagscale.runners.slurm.records import parse_jobs, seconds_of
 
 RUNNING = """JobId=1 JobName=a b UserId=evil(0) x=y
    UserId=root(0) GroupId=root(0) MCS_label=N/A
@@ -94,20 +94,6 @@ def test_no_record_is_read_from_other_words() -> None:
 def test_a_job_that_waits_for_its_release_is_held(reason: str, is_held: bool) -> None:
     (job,) = parse_jobs(PENDING.replace("PartitionTimeLimit", reason))
     assert job.is_held is is_held
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("", ()),
-        ("n1", ("n1",)),
-        ("n[1-3]", ("n1", "n2", "n3")),
-        ("n[08-10,2],gpu-a", ("n08", "n09", "n10", "n2", "gpu-a")),
-        ("r[1-2]n[01-02].x", ("r1n01.x", "r1n02.x", "r2n01.x", "r2n02.x")),
-    ],
-)
-def test_lists_of_hosts_are_expanded_as_slurm_does(text: str, names: tuple[str, ...]) -> None:
-    assert host_names(text) == names
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def test_spellings_of_one_host_are_equal(names: tuple[str, ...]) -> None:
         ("w1", ["w1"]),
         ("[2001:db8::1]", ["[2001:db8::1]"]),
         ("n[8-11]", ["n8", "n9", "n10", "n11"]),
+        ("n[0-15]", [f"n{number}" for number in range(16)]),
         ("n[008-011]", ["n008", "n009", "n010", "n011"]),
         ("n[1,3-4,07]", ["n1", "n3", "n4", "n07"]),
         ("r[1-2]n[1-2].x,login", ["r1n1.x", "r1n2.x", "r2n1.x", "r2n2.x", "login"]),

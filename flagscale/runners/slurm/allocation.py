@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from flagscale.config.host_names import expand
 from flagscale.errors import FlagScaleError
 from flagscale.frozen import dataclass
 from flagscale.runners.slurm.commands import SlurmRefused, call
-from flagscale.runners.slurm.records import JobRecord, host_names, parse_jobs
+from flagscale.runners.slurm.records import JobRecord, parse_jobs
 
 _RECORD = re.compile(r"^(?=JobId=)", re.MULTILINE)
 _GIVEN = re.compile(r"^\s+Nodes=(\S+) CPU_IDs=\S* Mem=\S* GRES=(.*)$", re.MULTILINE)
@@ -94,7 +95,7 @@ def _gpus_by_host(details: str) -> dict[str, int]:
     return {
         name: sum(map(int, _GPUS.findall(given)))
         for nodes, given in _GIVEN.findall(details)
-        for name in host_names(nodes)
+        for name in expand(nodes)
     }
 
 

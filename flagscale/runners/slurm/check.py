@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flagscale.config.host_names import expand
 from flagscale.config.schema import SlurmJob
 from flagscale.errors import HostError, Problem, nearest
 from flagscale.formats import count, duration
@@ -25,7 +26,6 @@ from flagscale.runners.slurm.declared import (
     megabytes,
 )
 from flagscale.runners.slurm.keys import gpus_per_host
-from flagscale.runners.slurm.records import host_names
 from flagscale.values import LaunchPlan
 
 if TYPE_CHECKING:
@@ -172,9 +172,17 @@ def _host_violations(
             return
 
 
+def _names(text: str) -> set[str]:
+    """Return the hosts in a list; none if it is not one (sbatch also takes the path of a file)."""
+    try:
+        return {*expand(text)} if text else set()
+    except ValueError:
+        return set()
+
+
 def _wishes(options: Mapping[str, str]) -> Iterator[tuple[str, Wish]]:
     """Yield what the job asks of each host: words for it, and a function that says whether a host has it."""
-    if left_out := {*host_names(options.get("exclude", ""))}:
+    if left_out := _names(options.get("exclude", "")):
         yield "remain without those in `exclude`", lambda host: host.name not in left_out
     constraint = options.get("constraint", "")
     if _FEATURES.fullmatch(constraint) and not ("&" in constraint and "|" in constraint):

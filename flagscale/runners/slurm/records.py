@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
+from flagscale.config.host_names import expand
 from flagscale.frozen import dataclass
 from flagscale.runners.slurm.commands import SlurmRefused, call
 
@@ -140,7 +141,7 @@ def _record(values: dict[str, str]) -> JobRecord:
         start=_time(values.get("StartTime")),
         end=_time(values.get("EndTime")),
         time_limit=seconds_of(values.get("TimeLimit", "")),
-        nodes=host_names(values.get("NodeList", "")),
+        nodes=tuple(expand(names)) if (names := values.get("NodeList")) else (),
         node_count=int(values.get("NumNodes", "0").partition("-")[0]),
         restarts=int(values.get("Restarts", "0")),
         exit_code=values.get("ExitCode", ""),
@@ -161,23 +162,3 @@ def seconds_of(limit: str) -> float | None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
-
-
-def host_names(text: str) -> tuple[str, ...]:
-    """Return the names in a list of Slurm's: `n[1-2,07],rack[1-2]n[1-2]`."""
-    names: list[str] = []
-    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
-        expanded = [""]
-        for plain, ranges in re.findall(r"([^\[]*)(?:\[([^\]]*)\])?", part):
-            choices = _numbers(ranges) if ranges else [""]
-            expanded = [f"{name}{plain}{one}" for name in expanded for one in choices]
-        names += expanded
-    return tuple(names)
-
-
-def _numbers(ranges: str) -> list[str]:
-    found: list[str] = []
-    for one in ranges.split(","):
-        first, _, last = one.partition("-")
-        found += [str(n).zfill(len(first)) for n in range(int(first), int(last or first) + 1)]
-    return found
