@@ -16,7 +16,10 @@ from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
 _HERE = Path(__file__).parent
-_LINE = ("e2e", "worker", "outside", "convert", "tools", "fuzz", "", "wheel", "farm", "slurm", "node", "hosts")
+_LINE = (
+    *("e2e", "worker", "outside", "convert", "tools", "fuzz"),
+    *("", "wheel", "farm", "slurm", "node", "hosts"),
+)
 """Folders from the front to the back; "" stands for all others."""
 _MOST = 8
 """Processes; each may run an engine, which takes some gigabytes."""
