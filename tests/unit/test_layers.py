@@ -72,6 +72,8 @@ EFFECTS_IN = {
     "platforms/nvidia.py",
     "run/machine.py",
     "runners/slurm/commands.py",
+    "runners/slurm/questions.py",
+    "runners/slurm/srun.py",
     "runners/slurm/step.py",
 }
 """Where processes, sockets and hosts may be touched."""

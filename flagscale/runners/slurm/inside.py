@@ -22,7 +22,8 @@ from flagscale.runners.slurm import ledger
 from flagscale.runners.slurm.allocation import Allocation, addresses
 from flagscale.runners.slurm.commands import SlurmError
 from flagscale.runners.slurm.ledger import Begin, End, Ledger
-from flagscale.runners.slurm.step import ask_step, find_steps, start_step, wait_started
+from flagscale.runners.slurm.questions import ask_step
+from flagscale.runners.slurm.step import find_steps, start_step, wait_started
 from flagscale.values import Host, LaunchPlan
 
 if TYPE_CHECKING:

@@ -1,30 +1,24 @@
-"""Steps of Slurm inside an allocation: one task per host, which supervises a run or answers a question."""
+"""The step of a run inside an allocation: one task per host, which supervises the run there."""
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
-from shutil import rmtree
-from typing import BinaryIO
 
 from flagscale.errors import FlagScaleError
-from flagscale.node.commands import QUESTIONS
 from flagscale.node.start import outcome, reply_of
 from flagscale.remote.hosts import longest_grace
 from flagscale.remote.launcher import OnProgress
 from flagscale.remote.report import host_error
-from flagscale.run.env import HOST_RANK, RUN_ID, import_path
+from flagscale.run.env import HOST_RANK, RUN_ID
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, read_state
 from flagscale.runners.slurm.allocation import Allocation
-from flagscale.runners.slurm.commands import SlurmError, SlurmMissing, SlurmRefused, call, own_words
+from flagscale.runners.slurm.commands import SlurmError, SlurmRefused, call, own_words
+from flagscale.runners.slurm.srun import srun
 from flagscale.values import Host, LaunchPlan
 
 _POLL = 0.1
@@ -32,24 +26,7 @@ _MARGIN = 10.0
 """Seconds beyond `start_timeout` for the supervisors of several hosts, which report the missing host."""
 _ENDING = 30.0
 """Seconds beyond the grace of the ranks that the supervisors may take to end them and to report that."""
-_ANSWERING = 60.0
-"""Seconds that a step of questions may take, beyond the questions themselves."""
 _TAIL = 4096
-_KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
-"""The only variables of Slurm that a step inherits; the others repeat options of the job."""
-_WHOLE_HOSTS = (
-    "--quiet",
-    "--ntasks-per-node=1",
-    "--mem=0",
-    "--cpu-bind=none",
-    "--overlap",
-    "--export=ALL",
-    "--no-kill",
-    "--kill-on-bad-exit=0",
-    "--wait=0",
-)
-"""A task gets all that the job has on its host. If another task or host has failed, it runs on, because the
-supervisors decide what happens then."""
 
 
 @dataclass(frozen=True)
@@ -88,50 +65,8 @@ def start_step(plan: LaunchPlan, allocation: Allocation) -> Step:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as output:
         begin = output.tell()
-        client = _srun(plan, allocation, plan.run_id, words, output)
+        client = srun(plan, allocation, plan.run_id, words, output)
     return Step(client, allocation.job_id, path, begin)
-
-
-def _srun(
-    plan: LaunchPlan, allocation: Allocation, name: str, words: Sequence[str], output: BinaryIO
-) -> subprocess.Popen[bytes]:
-    """Start srun, without a terminal and in a session of its own, so that Ctrl-C does not reach it."""
-    options = [f"--jobid={allocation.job_id}", f"--job-name={name}", *_WHOLE_HOSTS]
-    parts = [[*options, *where, *words] for where in _where(plan, allocation)]
-    command = [word for part in parts for word in (":", *part)][1:]
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name in _KEPT or not name.startswith(("SLURM", "SRUN_"))
-    }
-    if plan.source_root:
-        environment["PYTHONPATH"] = import_path(plan.source_root, environment.get("PYTHONPATH", ""))
-    try:
-        return subprocess.Popen(
-            ["srun", *command],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise SlurmMissing(f"`srun` cannot be run: {error.strerror}") from None
-
-
-def _where(plan: LaunchPlan, allocation: Allocation) -> Iterator[list[str]]:
-    """Yield the options that say where a step runs, once per component of the allocation.
-
-    Without numbers of its own, srun starts one task on each component. The tasks are numbered over all.
-    """
-    wanted = {host.name for host in plan.hosts}
-    groups: dict[int, list[str]] = {}
-    for host in allocation.hosts:
-        if host.name in wanted:
-            groups.setdefault(host.group, []).append(host.name)
-    for group, names in groups.items():
-        component = [f"--het-group={group}"] if allocation.components else []
-        yield [*component, f"--nodes={len(names)}", f"--ntasks={len(names)}", f"--nodelist={','.join(names)}"]
 
 
 def wait_started(plan: LaunchPlan, step: Step, done: OnProgress | None = None) -> None:
@@ -244,53 +179,3 @@ def find_steps(job_id: str, name: str) -> list[str]:
     printed = call("squeue", "--steps", f"--jobs={job_id}", "--noheader", "--format=%i %j")
     lines = [line.strip().split(maxsplit=1) for line in printed.splitlines()]
     return [words[0] for words in lines if words[1:] == [name]]
-
-
-def ask_step(
-    plan: LaunchPlan, allocation: Allocation, questions: Mapping[Host, list[str]], seconds: float
-) -> dict[Host, Reply]:
-    """Perform one node command per host by a step, within so many seconds; return the replies.
-
-    Questions and replies are files below the run directory, or below its next folder that exists, which the
-    hosts must see.
-    """
-    existing = next(path for path in (Path(plan.exp_dir), *Path(plan.exp_dir).parents) if path.is_dir())
-    with _folder(existing) as folder:
-        words = {str(host.rank): command for host, command in questions.items()}
-        (folder / QUESTIONS).write_text(json.dumps(words), encoding="utf-8")
-        shell = 'exec "$1" -m flagscale.node answer "$2" "$SLURM_NODEID"'
-        with (folder / "output").open("ab") as output:
-            step = ["sh", "-c", shell, "sh", plan.python, str(folder)]
-            client = _srun(plan, allocation, "flagscale-question", step, output)
-        try:
-            client.wait(_ANSWERING + seconds)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            if client.poll() is None:
-                client.terminate()  # srun ends its tasks
-                client.wait()
-        said = own_words((folder / "output").read_text(encoding="utf-8", errors="replace"))[-_TAIL:]
-        return {host: _answer(folder, host, said) for host in questions}
-
-
-def _answer(folder: Path, host: Host, said: str) -> Reply:
-    try:
-        reply: Reply = json.loads((folder / f"{host.rank}.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {"ok": False, "message": f"it has not answered; srun: {said or 'it printed nothing'}"}
-    return reply
-
-
-@contextmanager
-def _folder(parent: Path) -> Iterator[Path]:
-    """Make a folder that is removed at the end. Raises FlagScaleError if it cannot be made."""
-    path = parent / f".flagscale-{token_hex(8)}"
-    try:
-        path.mkdir(mode=0o700)
-    except OSError as error:
-        raise RunDir(parent).unwritable(error) from None
-    try:
-        yield path
-    finally:
-        rmtree(path, ignore_errors=True)

@@ -21,9 +21,10 @@ from flagscale.runners.slurm.allocation import parse_allocation
 from flagscale.runners.slurm.commands import SlurmError, SlurmRefused, call
 from flagscale.runners.slurm.identity import Lookup, look_up
 from flagscale.runners.slurm.ledger import Ledger
+from flagscale.runners.slurm.questions import ask_step
 from flagscale.runners.slurm.records import JobRecord
 from flagscale.runners.slurm.report import newest_states
-from flagscale.runners.slurm.step import ask_step, end_step, find_steps, kill_step
+from flagscale.runners.slurm.step import end_step, find_steps, kill_step
 from flagscale.values import Host, LaunchPlan
 
 _SLACK = 15.0
