@@ -77,6 +77,7 @@ FULL = replace(
     after_stop="true",
     runner="carrier_pigeon",
     transport="telepathy",
+    slurm={"partition": "main"},
     job_dir="/a/b/job",
     channel=Channel("10.0.0.1", 29501),
     recovery=Recovery(max_restarts=3, restart_timeout=30.0, hang_timeout=60.0, fewer_hosts=(1,)),
