@@ -82,14 +82,18 @@ def start(
         FlagScaleError: a job is still running in the run directory, or another launcher is starting one.
         HostError: a host could not start; the others were stopped again.
     """
-    if plan.channel:
-        secrets = {**secrets, CHANNEL_SECRET: token_hex(32)}
+    secrets = with_channel_secret(plan, secrets)
     texts = scripts(plan)
     with recorded(plan, texts, config, secrets, earlier):
         try:
             start_hosts(plan, unseen_files(plan, texts, secrets), done)
         finally:
             RunDir(Path(plan.exp_dir)).forget_secrets(plan.hosts)
+
+
+def with_channel_secret(plan: LaunchPlan, secrets: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the secrets of a start; if it has several hosts, with a new one that their supervisors share."""
+    return {**secrets, CHANNEL_SECRET: token_hex(32)} if plan.channel else secrets
 
 
 @contextmanager

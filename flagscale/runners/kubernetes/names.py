@@ -1,4 +1,5 @@
-"""What Kubernetes accepts as names, labels and quantities, checked here because it tells only when applied.
+"""What Kubernetes accepts as names, labels and quantities, checked here because it reports
+mistakes only when a manifest is applied.
 
 Sources: kubernetes.io/docs/concepts/overview/working-with-objects (names, labels) and the quantities of
 apimachinery's `pkg/api/resource`.

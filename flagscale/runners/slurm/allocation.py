@@ -9,11 +9,11 @@ from flagscale.config.host_names import expand
 from flagscale.errors import FlagScaleError
 from flagscale.frozen import dataclass
 from flagscale.runners.slurm.commands import SlurmRefused, call
+from flagscale.runners.slurm.declared import gpus_of
 from flagscale.runners.slurm.records import JobRecord, parse_jobs
 
 _RECORD = re.compile(r"^(?=JobId=)", re.MULTILINE)
 _GIVEN = re.compile(r"^\s+Nodes=(\S+) CPU_IDs=\S* Mem=\S* GRES=(.*)$", re.MULTILINE)
-_GPUS = re.compile(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)")
 _ADDRESS = re.compile(r"^NodeName=(\S+) .*?\bNodeAddr=(\S+)", re.MULTILINE)
 
 
@@ -92,11 +92,7 @@ def parse_allocation(text: str) -> Allocation:
 
 def _gpus_by_host(details: str) -> dict[str, int]:
     """Return how many GPUs a job has on each host, from its `GRES=gpu:a100:2(IDX:0-1)`."""
-    return {
-        name: sum(map(int, _GPUS.findall(given)))
-        for nodes, given in _GIVEN.findall(details)
-        for name in expand(nodes)
-    }
+    return {name: gpus_of(given) for nodes, given in _GIVEN.findall(details) for name in expand(nodes)}
 
 
 def addresses(names: Sequence[str]) -> dict[str, str]:

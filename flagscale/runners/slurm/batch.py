@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from secrets import token_hex
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,6 @@ from flagscale.config.source_map import index_sources
 from flagscale.errors import FlagScaleError, UserError
 from flagscale.files import locked
 from flagscale.remote import launcher
-from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED
 from flagscale.runners.slurm import hidden, ledger
@@ -52,7 +50,7 @@ _SILENT = 30.0
 
 
 class Signals:
-    """What Slurm has told this program."""
+    """The signals that Slurm has sent to this program."""
 
     def __init__(self) -> None:
         self.is_at_limit = self.is_terminated = False
@@ -68,14 +66,14 @@ class Signals:
 
 def main(exp_dir: str) -> int:
     """Run one begin of the job of a run directory; return the exit code of the job."""
-    told = Signals()
+    signals = Signals()
     run_dir = RunDir(Path(exp_dir))
     here = allocation(os.environ)
     try:
         if here is None:
             raise FlagScaleError("this program runs in a job of Slurm only; start the job with action=run")
         known = _own_record(run_dir, here)
-        return _OneBegin(run_dir, here, known, told).run()
+        return _OneBegin(run_dir, here, known, signals).run()
     except UserError as error:
         print(f"error: the configuration has mistakes on this host:\n{error}", file=sys.stderr)
         return error.exit_code
@@ -108,8 +106,8 @@ def _own_record(run_dir: RunDir, here: Allocation) -> Ledger:
 class _OneBegin:
     """One begin of a job."""
 
-    def __init__(self, run_dir: RunDir, here: Allocation, known: Ledger, told: Signals) -> None:
-        self._run_dir, self._here, self._known, self._told = run_dir, here, known, told
+    def __init__(self, run_dir: RunDir, here: Allocation, known: Ledger, signals: Signals) -> None:
+        self._run_dir, self._here, self._known, self._signals = run_dir, here, known, signals
         self._run_id = known.name if here.restarts == 0 else f"{known.name}-r{here.restarts}"
         self._failures = 0
         """The failed attempts of earlier begins."""
@@ -160,9 +158,7 @@ class _OneBegin:
         from flagscale.runners.base import runner_of
 
         plan = runner_of(prepared.plan).require(prepared)
-        own = secrets(prepared.job, prepared.experiment)
-        if plan.channel:
-            own = {**own, CHANNEL_SECRET: token_hex(32)}
+        own = launcher.with_channel_secret(plan, secrets(prepared.job, prepared.experiment))
         config = self._run_dir.config.read_text(encoding="utf-8")  # as it was submitted
         try:
             with launcher.recorded(plan, scripts(plan), config, own, lambda earlier: ("", ())):
@@ -175,7 +171,7 @@ class _OneBegin:
     def _give_up(self, why: str) -> None:
         """Record that the ranks did not start, because of a mistake, or because Slurm ends the job."""
         is_requeued = False
-        if self._told.is_terminated:
+        if self._signals.is_terminated:
             ended = self._ended(())
             is_requeued = ended.is_requeued
             self._record(ended)
@@ -194,11 +190,11 @@ class _OneBegin:
                 return states
             if step.poll() is not None:
                 return host_states(self._run_dir, plan)
-            if self._told.is_terminated and not is_noted:
+            if self._signals.is_terminated and not is_noted:
                 # Now, because Slurm may kill this program before the ranks have ended.
                 is_noted = True
                 self._record(self._ended(()))
-            if self._told.is_at_limit and not (is_ending or self._told.is_terminated):
+            if self._signals.is_at_limit and not (is_ending or self._signals.is_terminated):
                 is_ending = True
                 print("the time limit comes: the ranks save and end", flush=True)
                 end_step(self._here.job_id, plan.run_id)
@@ -224,7 +220,7 @@ class _OneBegin:
     def _let_slurm_speak(self) -> None:
         """Wait a moment for TERM: if Slurm ends the job, the ranks may hear of it before this program."""
         deadline = time.monotonic() + _HEARING
-        while time.monotonic() < deadline and not (self._told.is_terminated or self._told.is_at_limit):
+        while time.monotonic() < deadline and not (self._signals.is_terminated or self._signals.is_at_limit):
             time.sleep(_POLL)
 
     def _record(self, ended: Ended) -> Decision:
@@ -240,7 +236,7 @@ class _OneBegin:
         cause = next((one for one in failed if not one.is_victim), failed[0] if failed else None)
         attempts = max((len(state.attempts) for state in found), default=0)
         lost = [host.host.name for host in states if not (host.state and host.state.phase in ENDED)]
-        is_requeued, down = self._fate() if self._told.is_terminated or lost else (False, ())
+        is_requeued, down = self._fate() if self._signals.is_terminated or lost else (False, ())
         # A restart that waited in vain for a lost host is no failure of its own.
         has_failed = not attempts if lost else any(state.phase == "failed" for state in found)
         return Ended(
@@ -248,8 +244,8 @@ class _OneBegin:
             failures=attempts + has_failed,
             why=cause.message if cause else "",
             lost=tuple(lost) if len(lost) < len(states) else (),
-            is_at_limit=self._told.is_at_limit,
-            is_terminated=self._told.is_terminated,
+            is_at_limit=self._signals.is_at_limit,
+            is_terminated=self._signals.is_terminated,
             is_requeued=is_requeued,
             down=down,
             stop_requested=known is not None and known.stop_requested is not None,

@@ -64,7 +64,7 @@ def options(plan: LaunchPlan) -> Iterator[str]:
 
 
 def notice_seconds(plan: LaunchPlan) -> int:
-    """Return how many seconds before its time limit the job has to be told, so that it can save."""
+    """Return how many seconds before its time limit the job must get the signal to save."""
     return math.ceil(max(node.stop_grace for node in plan.nodes) + _MARGIN)
 
 

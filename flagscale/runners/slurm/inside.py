@@ -7,13 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from flagscale.plan.render import scripts
 from flagscale.remote import launcher
 from flagscale.remote.launcher import HostStatus, OnProgress
-from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.machine import is_local
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import Reply, read_state
@@ -75,9 +73,7 @@ def start_inside(prepared: Prepared, plan: LaunchPlan, here: Allocation, done: O
     from flagscale.plan.placement import secrets
 
     run_dir = RunDir(Path(plan.exp_dir))
-    own = secrets(prepared.job, prepared.experiment)
-    if plan.channel:
-        own = {**own, CHANNEL_SECRET: token_hex(32)}
+    own = launcher.with_channel_secret(plan, secrets(prepared.job, prepared.experiment))
     job, earlier = here.job, run_dir.read_plan()
     names = tuple(host.name for host in plan.hosts)
     with launcher.recorded(plan, scripts(plan), prepared.config, own, _earlier_run):
